@@ -1,0 +1,22 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Errors a user can cause. Each says what is wrong, with what value, what to do."""
+
+
+class MedusaError(ValueError):
+    """Base of every error that vllm-medusa raises for bad input."""
+
+
+class ConfigError(MedusaError):
+    """An option is unknown, malformed or contradicts another one."""
+
+
+class CheckpointError(MedusaError):
+    """A heads checkpoint is missing, damaged, or does not fit the base model."""
+
+
+class TreeError(MedusaError):
+    """A token tree is malformed, or deeper or wider than the heads allow."""
+
+
+class UnsupportedError(MedusaError):
+    """A valid request that this vLLM, platform or model cannot serve with Medusa."""
