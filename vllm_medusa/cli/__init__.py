@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The `vllm-medusa` command: one module per subcommand, see `main`."""

@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Entry point of the `vllm-medusa` command.
+
+A subcommand is a module of this package with the constants `NAME` and `HELP` and
+the functions `add_arguments(parser)` and `run(args) -> int`. It imports what is
+heavy inside `run`, so that `vllm-medusa --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import importlib.util
+import sys
+from collections.abc import Sequence
+from typing import Protocol, cast
+
+from vllm_medusa import __version__
+from vllm_medusa.errors import MedusaError
+
+SUBCOMMANDS = (
+    "demo",
+    "where",
+    "doctor",
+    "inspect",
+    "convert",
+    "tree",
+    "train",
+    "calibrate",
+)
+"""Modules of `vllm_medusa.cli`, in the order in which `--help` lists them."""
+
+USAGE_ERROR = 2
+"""Exit code for bad input, as argparse uses it."""
+
+
+class Subcommand(Protocol):
+    """What a module of this package offers to be a subcommand."""
+
+    NAME: str
+    HELP: str
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Add the subcommand's own arguments to `parser`."""
+
+    def run(self, args: argparse.Namespace) -> int:
+        """Do the work and return the exit code."""
+
+
+def load_subcommand(module: str) -> Subcommand:
+    """Import the module of one subcommand."""
+    return cast(Subcommand, importlib.import_module(f"vllm_medusa.cli.{module}"))
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of the whole command with all its subcommands."""
+    parser = argparse.ArgumentParser(
+        prog="vllm-medusa",
+        description="Medusa speculative decoding for stock vLLM.",
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
+    for module in SUBCOMMANDS:
+        if importlib.util.find_spec(f"vllm_medusa.cli.{module}") is None:
+            continue  # not written yet
+        subcommand = load_subcommand(module)
+        subparser = subparsers.add_parser(
+            subcommand.NAME,
+            help=subcommand.HELP,
+            description=f"{subcommand.HELP[0].upper()}{subcommand.HELP[1:]}.",
+        )
+        subcommand.add_arguments(subparser)
+        subparser.set_defaults(run=subcommand.run)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line `argv` (without the program name), return the exit code.
+
+    A `MedusaError` becomes one line on stderr and exit code 2; an interruption by
+    the user exit code 130. Other errors are bugs and keep their traceback.
+    """
+    args = build_parser().parse_args(argv)
+    try:
+        return int(args.run(args))
+    except MedusaError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return USAGE_ERROR
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())
