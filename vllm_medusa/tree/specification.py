@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From what a user writes for a tree to the tree."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from difflib import get_close_matches
+from pathlib import Path
+
+from vllm_medusa.errors import TreeError
+from vllm_medusa.tree.accuracies import Accuracies, check_accuracies
+from vllm_medusa.tree.builders import cartesian, chain, from_file, from_list, optimal
+from vllm_medusa.tree.json_file import parse_json
+from vllm_medusa.tree.published import published, published_names
+from vllm_medusa.tree.token_tree import MAX_NODES, TokenTree
+
+_NUMBERED = re.compile(r"(chain|optimal):([0-9]{1,9})")
+_CARTESIAN = re.compile(r"[0-9]{1,9}(x[0-9]{1,9})*")
+
+POSSIBLE_TREES = (
+    "chain, chain:N, optimal:N, widths such as 4x2, a JSON file, a list of paths such "
+    f"as [[0],[1],[0,0]], or one of {', '.join(published_names())}"
+)
+"""What a tree may be, for messages and help texts."""
+
+
+def parse_tree(
+    value: str | Sequence[Sequence[int]],
+    *,
+    num_heads: int | None,
+    accuracies: Accuracies | None = None,
+) -> TokenTree:
+    """Return the tree that `value` describes.
+
+    Args:
+        value: "chain" (over all heads), "chain:3", "4x2" (widths from head 1 down),
+            "optimal:N", a published name, a JSON file, a list of paths or its JSON
+            text.
+        num_heads: heads that there are; None if that is not known, then no depth is
+            refused.
+        accuracies: table for "optimal:N" (needed there), also orders "4x2".
+
+    Raises:
+        TreeError: `value` is none of these, describes no valid tree, or the tree
+            is deeper than there are heads.
+    """
+    if accuracies is not None:
+        accuracies = check_accuracies(accuracies)[:num_heads]
+    tree = _build(value, num_heads, accuracies)
+    if num_heads is not None:
+        tree.check_heads(num_heads)
+    return tree
+
+
+def check_tree_text(text: str) -> None:
+    """Refuse a text that can describe no tree; files are not opened.
+
+    Raises:
+        TreeError: listing what is possible.
+    """
+    if text == "chain" or text in published_names() or is_file_name(text):
+        return
+    if text.startswith("["):
+        from_list(parse_json(text, "the tree"))
+    elif match := _NUMBERED.fullmatch(text):
+        if not 1 <= int(match[2]) <= MAX_NODES:
+            raise TreeError(
+                f"{text} is not possible: a tree has 1 to {MAX_NODES} nodes"
+            )
+    elif _CARTESIAN.fullmatch(text):
+        cartesian(_widths(text))
+    else:
+        raise _unknown(text)
+
+
+def is_file_name(text: str) -> bool:
+    """Whether `text` is meant as a file: it ends in .json or has a folder in it."""
+    return not text.startswith("[") and (text.endswith(".json") or "/" in text)
+
+
+def _build(
+    value: str | Sequence[Sequence[int]],
+    num_heads: int | None,
+    accuracies: Accuracies | None,
+) -> TokenTree:
+    if not isinstance(value, str):
+        return from_list(value)
+    if value.startswith("["):
+        return from_list(parse_json(value, "the tree"))
+    if is_file_name(value):
+        return from_file(Path(value).expanduser())
+    if value == "chain":
+        if num_heads is None:
+            raise TreeError("chain needs a length where no heads are given: chain:4")
+        return chain(num_heads)
+    if match := _NUMBERED.fullmatch(value):
+        count = int(match[2])
+        if match[1] == "chain":
+            return chain(count)
+        if accuracies is None:
+            raise TreeError(
+                f"{value} needs measured accuracies: give heads with an "
+                "accuracies.json beside them, or another tree"
+            )
+        return optimal(accuracies, count)
+    if _CARTESIAN.fullmatch(value):
+        return cartesian(_widths(value), accuracies)
+    if value in published_names():
+        return published(value)
+    raise _unknown(value)
+
+
+def _widths(text: str) -> list[int]:
+    return [int(width) for width in text.split("x")]
+
+
+def _unknown(text: str) -> TreeError:
+    close = get_close_matches(text, ["chain", "optimal", *published_names()], n=1)
+    hint = f" (did you mean {close[0]}?)" if close else ""
+    return TreeError(f"unknown tree {text[:80]!r}{hint}: give {POSSIBLE_TREES}")
