@@ -22,6 +22,8 @@ def run(args: argparse.Namespace) -> int:
     """Print the folder, nothing else, on stdout."""
     from vllm_medusa import default_model
 
-    find = default_model.model_path if args.what == "model" else default_model.heads_path
+    find = (
+        default_model.model_path if args.what == "model" else default_model.heads_path
+    )
     print(find())
     return 0
