@@ -1,0 +1,178 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Finding a heads checkpoint: a folder, a file, or a Hugging Face repository."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+from vllm_medusa.checkpoint.naming import is_heads_tensor
+from vllm_medusa.errors import CheckpointError
+
+# In order of preference; heads of their own before a model that contains them.
+WEIGHT_FILES = (
+    "medusa_lm_head.safetensors",
+    "medusa_lm_head.pt",
+    "model.safetensors.index.json",
+    "model.safetensors",
+    "pytorch_model.bin.index.json",
+    "pytorch_model.bin",
+)
+SIDE_FILES = (
+    "config.json",
+    "accuracies.json",
+    "tree.json",
+    "batch_table.json",
+)
+_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
+_HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$")
+
+
+def resolve_heads(name: str | Path, revision: str | None = None) -> Path:
+    """The local folder or file of the heads `name`.
+
+    Args:
+        name: "default" (the heads shipped for the default model), a folder, a
+            tensor file, or a Hugging Face repository id, of which only the files
+            that hold heads are fetched.
+        revision: branch, tag or commit of a Hugging Face repository.
+
+    Raises:
+        CheckpointError: nothing is there, or it cannot be fetched.
+    """
+    if name == "default":
+        from vllm_medusa.default_model import heads_path
+
+        return Path(heads_path())
+    path = Path(name).expanduser()
+    if path.exists():
+        if revision is not None:
+            raise CheckpointError(
+                f"revision {revision!r} is for Hugging Face ids, but {path} is local"
+            )
+        return path
+    text = str(name)
+    if path.suffix in _SUFFIXES or not _HUB_ID.match(text):
+        raise CheckpointError(
+            f"heads {text!r} do not exist: give a folder, a tensor file, a Hugging "
+            "Face id (organisation/name) or 'default'"
+        )
+    return _fetch(text, revision)
+
+
+def choose_weights(names: Collection[str]) -> str | None:
+    """The file among `names` to read heads from; an index stands for its shards."""
+    for name in WEIGHT_FILES:
+        if name in names:
+            return name
+    others = sorted(n for n in names if n.endswith(_SUFFIXES) and "/" not in n)
+    return others[0] if len(others) == 1 else None
+
+
+def weight_files(path: Path) -> list[Path]:
+    """Files to open for the heads at `path` (folder or file), sharded or not.
+
+    Raises:
+        CheckpointError: no or several candidate files, or a damaged index.
+    """
+    if path.is_file():
+        if path.name.endswith(".index.json"):
+            return [path.parent / shard for shard in heads_shards(path)]
+        return [path]
+    if not path.is_dir():
+        raise CheckpointError(f"heads {str(path)!r} do not exist")
+    chosen = choose_weights([entry.name for entry in path.iterdir()])
+    if chosen is None:
+        raise CheckpointError(
+            f"{path} holds no heads file: one of {', '.join(WEIGHT_FILES)}, or a "
+            "single other .safetensors or .pt file, is expected"
+        )
+    return weight_files(path / chosen) if chosen.endswith("json") else [path / chosen]
+
+
+def heads_shards(index: Path) -> list[str]:
+    """Shards of an index that hold heads; all of them if no name is prefixed.
+
+    Raises:
+        CheckpointError: the index is damaged or points outside its folder.
+    """
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(
+        isinstance(shard, str) for shard in weight_map.values()
+    ):
+        raise CheckpointError(f"{index} has no weight_map of tensors to files")
+    shards = {shard for name, shard in weight_map.items() if is_heads_tensor(name)}
+    shards = shards or set(weight_map.values())
+    outside = sorted(shard for shard in shards if Path(shard).name != shard)
+    if outside:
+        raise CheckpointError(f"{index} points outside its folder: {outside[0]!r}")
+    return sorted(shards)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        CheckpointError: unreadable, or not an object.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is not readable JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} holds no JSON object")
+    return content
+
+
+def _fetch(repository: str, revision: str | None) -> Path:
+    """Download config, side files and the shards that hold heads."""
+    from huggingface_hub import HfApi, hf_hub_download, snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    label = repository if revision is None else f"{repository}@{revision}"
+    try:
+        info = HfApi().model_info(repository, revision=revision)
+        names = {entry.rfilename for entry in info.siblings or []}
+        chosen = choose_weights(names)
+        if chosen is None:
+            raise CheckpointError(f"{label} holds no file of Medusa heads")
+        # One commit for all files, should the branch move meanwhile.
+        wanted = [name for name in SIDE_FILES if name in names] + [chosen]
+        files = [
+            Path(hf_hub_download(repository, name, revision=info.sha))
+            for name in wanted
+        ]
+        if chosen.endswith(".index.json"):
+            for shard in heads_shards(files[-1]):
+                hf_hub_download(repository, shard, revision=info.sha)
+        return files[-1].parent
+    except GatedRepoError as error:
+        raise CheckpointError(
+            f"{label} is gated: ask for access, then set HF_TOKEN"
+        ) from error
+    except RevisionNotFoundError as error:
+        raise CheckpointError(f"{repository} has no revision {revision!r}") from error
+    except RepositoryNotFoundError as error:
+        raise CheckpointError(
+            f"heads {label!r} are neither a local path nor a Hugging Face repository "
+            "you can read"
+        ) from error
+    except (HfHubHTTPError, OSError) as unreachable:
+        try:
+            return Path(
+                snapshot_download(repository, revision=revision, local_files_only=True)
+            )
+        except (LocalEntryNotFoundError, OSError) as error:
+            raise CheckpointError(
+                f"heads {label!r} are no local path, not in the Hugging Face cache, "
+                f"and the hub is unreachable ({type(unreachable).__name__})"
+            ) from error
