@@ -53,7 +53,7 @@ def cartesian(widths: Sequence[int], accuracies: Accuracies | None = None) -> To
                 f"the cartesian tree {'x'.join(map(str, widths))} has more than "
                 f"{MAX_NODES} nodes: give smaller widths"
             )
-    table = _prior(len(widths), max(widths))
+    table: Accuracies = _prior(len(widths), max(widths))
     if accuracies is not None:
         measured = check_accuracies(accuracies)
         if len(measured) >= len(widths) and len(measured[0]) >= max(widths):
@@ -62,14 +62,14 @@ def cartesian(widths: Sequence[int], accuracies: Accuracies | None = None) -> To
     for depth in range(1, len(widths) + 1):
         paths.extend(product(*(range(width) for width in widths[:depth])))
 
-    def worst_last(path: NodePath) -> tuple[float, int, NodePath]:
+    def best_first(path: Sequence[int]) -> tuple[float, int, NodePath]:
         return (
             -math.prod(table[d][rank] for d, rank in enumerate(path)),
             len(path),
             path,
         )
 
-    return TokenTree.from_paths(sorted(paths, key=worst_last))
+    return TokenTree.from_paths(sorted(paths, key=best_first))
 
 
 def optimal(
@@ -103,7 +103,7 @@ def optimal(
     table = [row[:max_ranks] for row in check_accuracies(accuracies)[:max_depth]]
     # Noise can make a later rank better than an earlier one: best rank first.
     order = [
-        sorted(range(len(row)), key=lambda rank, row=row: -row[rank]) for row in table
+        sorted(range(len(row)), key=row.__getitem__, reverse=True) for row in table
     ]
 
     # (-gain, depth, path, index of the last rank in order[depth - 1], parent's gain)

@@ -74,6 +74,19 @@ def check_tree_text(text: str) -> None:
         raise _unknown(text)
 
 
+def known_tree(value: str | Sequence[Sequence[int]]) -> TokenTree | None:
+    """Return the tree if `value` alone defines it, without files and heads.
+
+    Raises:
+        TreeError: `value` describes no valid tree.
+    """
+    if isinstance(value, str) and (
+        value == "chain" or value.startswith("optimal:") or is_file_name(value)
+    ):
+        return None
+    return _build(value, None, None)
+
+
 def is_file_name(text: str) -> bool:
     """Whether `text` is meant as a file: it ends in .json or has a folder in it."""
     return not text.startswith("[") and (text.endswith(".json") or "/" in text)

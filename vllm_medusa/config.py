@@ -1,0 +1,245 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One validated configuration for every way to ask for Medusa."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from difflib import get_close_matches
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from vllm_medusa.batch_table import BatchTable, check_batch_table
+from vllm_medusa.config_text import join_text, split_text
+from vllm_medusa.errors import ConfigError, MedusaError, TreeError
+from vllm_medusa.tree.builders import from_list
+from vllm_medusa.tree.json_file import parse_json
+from vllm_medusa.tree.specification import (
+    POSSIBLE_TREES,
+    check_tree_text,
+    known_tree,
+)
+
+_Count = Annotated[int, Field(strict=True, ge=1)]
+_Name = Annotated[str, Field(strict=True, min_length=1)]
+
+_POSSIBLE = {
+    "heads": 'a folder, a Hugging Face id or "default"',
+    "revision": "a branch, tag or commit of the heads' repository",
+    "num_heads": "a whole number of at least 1",
+    "tree": POSSIBLE_TREES,
+    "num_speculative_tokens": "a whole number of at least 1",
+    "acceptance": '"exact"',
+    "draft_vocab": "a whole number of at least 1",
+    "num_speculative_tokens_per_batch_size": (
+        '"auto", null, or a list of [first, last, nodes]'
+    ),
+}
+
+
+class MedusaConfig(BaseModel):
+    """Which heads to use, and how.
+
+    It is immutable and hashable; `as_dict` gives what `MedusaConfig(**…)` takes.
+
+    Attributes:
+        heads: folder or Hugging Face id of the heads, or "default" for those
+            shipped for the default model.
+        revision: branch, tag or commit of the Hugging Face repository.
+        num_heads: use only the first so many heads; None uses all.
+        tree: see `vllm_medusa.tree.parse_tree`; None takes tree.json beside the
+            heads, else the best tree for accuracies.json there, else a chain.
+        num_speculative_tokens: cut the tree to its first so many nodes.
+        acceptance: "exact" keeps the distribution of the model.
+        draft_vocab: use only the first so many entries of the heads' token_map.
+        num_speculative_tokens_per_batch_size: nodes by number of running requests,
+            see `check_batch_table`; "auto" takes batch_table.json beside the heads
+            if there is one; None verifies the whole tree at any load.
+
+    Raises:
+        ConfigError: a key is unknown, a value impossible, or two contradict.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    heads: _Name
+    revision: _Name | None = None
+    num_heads: _Count | None = None
+    tree: str | tuple[tuple[int, ...], ...] | None = None
+    num_speculative_tokens: _Count | None = None
+    acceptance: Literal["exact"] = "exact"
+    draft_vocab: _Count | None = None
+    num_speculative_tokens_per_batch_size: BatchTable | Literal["auto"] | None = "auto"
+
+    def __init__(self, **fields: Any) -> None:
+        known = type(self).model_fields
+        for key in fields:
+            if key not in known:
+                raise _unknown_key(key, known)
+        try:
+            super().__init__(**fields)
+        except ValidationError as error:
+            raise _config_error(error) from None
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read the text form: `medusa:HEADS[@revision][?key=value&…]`.
+
+        Raises:
+            ConfigError: the text is malformed or a value in it is impossible.
+        """
+        return cls(**split_text(text))
+
+    @classmethod
+    def from_speculative_config(cls, options: Mapping[str, Any]) -> Self:
+        """Read the dict of vLLM's `speculative_config`.
+
+        Its keys are "method" ("medusa"), "model" (the heads) and the other fields
+        of this class.
+
+        Raises:
+            ConfigError: a key is unknown or missing, or a value is impossible.
+        """
+        fields = dict(options)
+        known = ["method", "model", *(k for k in cls.model_fields if k != "heads")]
+        for key in fields:
+            if key not in known:
+                raise _unknown_key(key, known, "speculative_config key")
+        method = fields.pop("method", None)
+        if method != "medusa":
+            raise ConfigError(
+                f'speculative_config has method {method!r}: Medusa needs "medusa"'
+            )
+        heads = fields.pop("model", None)
+        if heads is None:
+            raise ConfigError(
+                'speculative_config lacks "model": give the heads, '
+                f"{_POSSIBLE['heads']}"
+            )
+        return cls(heads=heads, **fields)
+
+    def to_text(self) -> str:
+        """Return the text form; `parse` makes an equal configuration of it."""
+        fields = self.model_dump(exclude_defaults=True)
+        return join_text(fields)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return all fields as JSON has them, for `MedusaConfig(**fields)`."""
+        return self.model_dump(mode="json")
+
+    @classmethod
+    def model_validate(cls, *args: Any, **kwargs: Any) -> Self:
+        """Validate as pydantic does, but raise ConfigError."""
+        try:
+            return super().model_validate(*args, **kwargs)
+        except ValidationError as error:
+            raise _config_error(error) from None
+
+    @classmethod
+    def model_validate_json(cls, *args: Any, **kwargs: Any) -> Self:
+        """Validate JSON text as pydantic does, but raise ConfigError."""
+        try:
+            return super().model_validate_json(*args, **kwargs)
+        except ValidationError as error:
+            raise _config_error(error) from None
+
+    @field_validator("tree", mode="before")
+    @classmethod
+    def _check_tree(cls, tree: Any) -> Any:
+        if isinstance(tree, str) and tree.startswith("["):
+            tree = parse_json(tree, "the tree")
+        if isinstance(tree, str):
+            check_tree_text(tree)
+        elif tree is not None:
+            return from_list(tree).paths
+        return tree
+
+    @field_validator("num_speculative_tokens_per_batch_size", mode="before")
+    @classmethod
+    def _check_table(cls, table: Any) -> Any:
+        return table if table in (None, "auto") else check_batch_table(table)
+
+    @model_validator(mode="after")
+    def _check_together(self) -> Self:
+        if self.heads == "default" and self.revision is not None:
+            raise ConfigError(
+                f"revision {self.revision!r} with the default heads: they are shipped "
+                "with the package and have none"
+            )
+        if self.tree is not None:
+            self._check_against_tree(self.tree)
+        table = self.num_speculative_tokens_per_batch_size
+        limit = self.num_speculative_tokens
+        if isinstance(table, tuple) and limit is not None:
+            most = max(nodes for _, _, nodes in table)
+            if most > limit:
+                raise ConfigError(
+                    f"num_speculative_tokens_per_batch_size asks for {most} nodes but "
+                    f"num_speculative_tokens is {limit}: raise it or lower the table"
+                )
+        return self
+
+    def _check_against_tree(self, value: str | tuple[tuple[int, ...], ...]) -> None:
+        tree = known_tree(value)
+        if tree is None:
+            return
+        if self.num_heads is not None:
+            tree.check_heads(self.num_heads)
+        check_num_speculative_tokens(self.num_speculative_tokens, tree.num_nodes)
+
+
+def check_num_speculative_tokens(limit: int | None, num_nodes: int) -> None:
+    """Refuse to cut a tree of `num_nodes` nodes to more than it has.
+
+    Raises:
+        ConfigError: `limit` is more than `num_nodes`.
+    """
+    if limit is not None and limit > num_nodes:
+        raise ConfigError(
+            f"num_speculative_tokens is {limit} but the tree has only {num_nodes} "
+            f"nodes: give at most {num_nodes}, or a larger tree"
+        )
+
+
+def parse_speculative_model(text: str) -> MedusaConfig:
+    """Read the value of the flag `--speculative-model`.
+
+    Raises:
+        ConfigError: it is not of the form `medusa:HEADS[@revision][?key=value&…]`,
+            or a value in it is impossible.
+    """
+    return MedusaConfig.parse(text)
+
+
+def _unknown_key(key: object, known: Collection[str], what: str = "key") -> ConfigError:
+    close = get_close_matches(str(key), known, n=1)
+    hint = f" (did you mean {close[0]!r}?)" if close else ""
+    return ConfigError(
+        f"unknown {what} {str(key)[:60]!r}{hint}: Medusa knows {', '.join(known)}"
+    )
+
+
+def _config_error(error: ValidationError) -> ConfigError:
+    """Return the first problem of pydantic's list as one sentence."""
+    problem = error.errors(include_url=False)[0]
+    cause = problem.get("ctx", {}).get("error")
+    field = str(problem["loc"][0]) if problem["loc"] else ""
+    if isinstance(cause, TreeError) and field == "tree":
+        return ConfigError(f"tree: {cause}")
+    if isinstance(cause, MedusaError):
+        return ConfigError(str(cause))
+    if problem["type"] == "missing":
+        return ConfigError(f"{field} is missing: give {_POSSIBLE[field]}")
+    if field not in _POSSIBLE:
+        # Not an object at all, or no JSON.
+        return ConfigError(f"the configuration is no mapping: {problem['msg']}")
+    value = repr(problem["input"])
+    value = value if len(value) <= 60 else value[:59] + "…"
+    return ConfigError(f"{field} is {value}: it must be {_POSSIBLE[field]}")

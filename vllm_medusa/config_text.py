@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The text form of the configuration: medusa:HEADS[@revision][?key=value&…]."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, unquote
+
+from vllm_medusa.errors import ConfigError
+
+PREFIX = "medusa:"
+FORM = "medusa:HEADS[@revision][?key=value&...]"
+
+_BROKEN_PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")
+_INTEGER = re.compile(r"[0-9]{1,18}")
+_INTEGER_KEYS = ("num_heads", "num_speculative_tokens", "draft_vocab")
+_TABLE_KEY = "num_speculative_tokens_per_batch_size"
+
+
+def split_text(text: str) -> dict[str, Any]:
+    """Return the fields of a configuration text; their values are not checked yet.
+
+    HEADS, the revision and the values may be percent-encoded. An @ in HEADS starts
+    the revision, unless a file or folder of that whole name exists.
+
+    Raises:
+        ConfigError: the text does not have the form, repeats a key, or is encoded
+            wrongly.
+    """
+    if not isinstance(text, str) or not text.startswith(PREFIX):
+        raise ConfigError(f"{text!r} does not start with {PREFIX!r}: give {FORM}")
+    name, question, query = text.removeprefix(PREFIX).partition("?")
+    fields = _split_name(name)
+    if not fields["heads"]:
+        raise ConfigError(f"{text!r} names no heads: give {FORM}")
+    if question and not query:
+        raise ConfigError(f"{text!r} ends in '?': give key=value after it, or drop it")
+    for pair in query.split("&") if query else ():
+        key, equals, value = pair.partition("=")
+        if not key or not equals or not value:
+            raise ConfigError(f"{pair!r} in {text!r} must be key=value")
+        if key in fields:
+            raise ConfigError(f"{key!r} is given twice in {text!r}")
+        fields[key] = _read_value(key, _decode(value))
+    return fields
+
+
+def join_text(fields: Mapping[str, Any]) -> str:
+    """Return the text form of `heads`, `revision` and the other given fields."""
+    text = PREFIX + quote(fields["heads"], safe="/:~+,= ")
+    if fields.get("revision") is not None:
+        text += "@" + quote(fields["revision"], safe="/:+,=")
+    pairs = [
+        f"{key}={quote(_write_value(value), safe='/:[],~')}"
+        for key, value in fields.items()
+        if key not in ("heads", "revision")
+    ]
+    return text + ("?" + "&".join(pairs) if pairs else "")
+
+
+def _split_name(name: str) -> dict[str, Any]:
+    if "@" not in name or _exists(name):
+        return {"heads": name if _exists(name) else _decode(name)}
+    heads, _, revision = name.rpartition("@")
+    if not revision:
+        raise ConfigError(f"{name!r} has no revision after '@'")
+    return {
+        "heads": heads if _exists(heads) else _decode(heads),
+        "revision": _decode(revision),
+    }
+
+
+def _exists(name: str) -> bool:
+    try:
+        return bool(name) and Path(name).expanduser().exists()
+    except (OSError, ValueError, RuntimeError):
+        # Too long, a NUL byte, or the home of an unknown user: no such file.
+        return False
+
+
+def _decode(value: str) -> str:
+    if _BROKEN_PERCENT.search(value):
+        raise ConfigError(
+            f"{value!r} has a '%' that encodes no character: write %25 for a plain %"
+        )
+    try:
+        return unquote(value, errors="strict")
+    except UnicodeDecodeError:
+        raise ConfigError(f"{value!r} does not encode UTF-8 text") from None
+
+
+def _read_value(key: str, value: str) -> Any:
+    if key in _INTEGER_KEYS:
+        if not _INTEGER.fullmatch(value):
+            raise ConfigError(f"{key} must be a whole number, not {value[:60]!r}")
+        return int(value)
+    if key == _TABLE_KEY and value != "auto":
+        try:
+            return json.loads(value)
+        except (ValueError, RecursionError):
+            raise ConfigError(
+                f'{key} must be "auto", null or JSON such as [[1,1,8],[2,4,4]], not '
+                f"{value[:60]!r}"
+            ) from None
+    return value
+
+
+def _write_value(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    return json.dumps(value, separators=(",", ":"))
