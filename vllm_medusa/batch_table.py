@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from vllm_medusa.errors import ConfigError
 
 BatchTable = tuple[tuple[int, int, int], ...]
@@ -36,7 +38,7 @@ def check_batch_table(table: object) -> BatchTable:
             f"{_KEY} starts at {entries[0][0]} requests: its first range must start "
             "at 1"
         )
-    for before, entry in zip(entries, entries[1:], strict=False):
+    for before, entry in pairwise(entries):
         if entry[0] <= before[1]:
             raise ConfigError(
                 f"{_KEY}: the ranges {before[0]} to {before[1]} and {entry[0]} to "

@@ -130,6 +130,11 @@ class MedusaConfig(BaseModel):
         fields = self.model_dump(exclude_defaults=True)
         return join_text(fields)
 
+    def to_speculative_config(self) -> dict[str, Any]:
+        """Return the dict form, as `from_speculative_config` reads it."""
+        fields = self.model_dump(mode="json", exclude_defaults=True)
+        return {"method": "medusa", "model": fields.pop("heads"), **fields}
+
     def as_dict(self) -> dict[str, Any]:
         """Return all fields as JSON has them, for `MedusaConfig(**fields)`."""
         return self.model_dump(mode="json")

@@ -62,12 +62,9 @@ def cartesian(widths: Sequence[int], accuracies: Accuracies | None = None) -> To
     for depth in range(1, len(widths) + 1):
         paths.extend(product(*(range(width) for width in widths[:depth])))
 
-    def best_first(path: Sequence[int]) -> tuple[float, int, NodePath]:
-        return (
-            -math.prod(table[d][rank] for d, rank in enumerate(path)),
-            len(path),
-            path,
-        )
+    def best_first(path: Sequence[int]) -> tuple[float, int, Sequence[int]]:
+        gain = math.prod(table[depth][rank] for depth, rank in enumerate(path))
+        return -gain, len(path), path
 
     return TokenTree.from_paths(sorted(paths, key=best_first))
 
