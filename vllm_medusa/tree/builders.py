@@ -74,7 +74,7 @@ def optimal(
     num_nodes: int,
     *,
     max_depth: int | None = None,
-    max_ranks: int | None = None,
+    max_rank: int | None = None,
 ) -> TokenTree:
     """Return the tree of `num_nodes` nodes with the most expected tokens per step.
 
@@ -88,16 +88,18 @@ def optimal(
         accuracies: probability per head and rank, see `check_accuracies`.
         num_nodes: nodes of the tree, 1 to `MAX_NODES`.
         max_depth: use only the first `max_depth` heads.
-        max_ranks: use only ranks below this.
+        max_rank: use only ranks 0 to `max_rank`.
 
     Raises:
         TreeError: the table is wrong or too small for so many nodes.
     """
     _check_count("optimal", num_nodes)
-    for name, limit in (("max_depth", max_depth), ("max_ranks", max_ranks)):
-        if limit is not None and limit < 1:
-            raise TreeError(f"{name} is {limit}: it must be at least 1")
-    table = [row[:max_ranks] for row in check_accuracies(accuracies)[:max_depth]]
+    if max_depth is not None and max_depth < 1:
+        raise TreeError(f"max_depth is {max_depth}: it must be at least 1")
+    if max_rank is not None and max_rank < 0:
+        raise TreeError(f"max_rank is {max_rank}: it must be at least 0")
+    num_ranks = None if max_rank is None else max_rank + 1
+    table = [row[:num_ranks] for row in check_accuracies(accuracies)[:max_depth]]
     # Noise can make a later rank better than an earlier one: best rank first.
     order = [
         sorted(range(len(row)), key=row.__getitem__, reverse=True) for row in table

@@ -8,48 +8,52 @@ import os
 from pathlib import Path
 from typing import Any
 
-from vllm_medusa.errors import TreeError
+from vllm_medusa.errors import MedusaError, TreeError
 
 MAX_BYTES = 1 << 20
 """Largest file that is read: a tree of 1024 nodes takes a few kilobytes."""
 
 
-def read_json(path: str | os.PathLike[str], what: str) -> Any:
+def read_json(
+    path: str | os.PathLike[str], what: str, error: type[MedusaError] = TreeError
+) -> Any:
     """Return the content of a JSON file of at most `MAX_BYTES` bytes.
 
     Args:
         path: the file.
         what: what the file holds, for the error message ("tree", "accuracies").
+        error: what is raised.
 
     Raises:
-        TreeError: the file is missing, unreadable, too large or not JSON.
+        MedusaError: of the type `error`: the file is missing, unreadable, too large or not JSON.
     """
     file = Path(path)
     try:
-        if not file.is_file():
-            # A folder, a device or a pipe may block or never end.
-            reason = "is not a regular file" if file.exists() else "does not exist"
-            raise TreeError(f"{what} file {path} {reason}")
+        # A folder has no content; a device or a pipe may block or never end.
+        if file.exists() and not file.is_file():
+            raise error(f"{what} file {path} is not a regular file")
         with file.open("rb") as stream:
             content = stream.read(MAX_BYTES + 1)
-    except (OSError, ValueError) as error:
-        if isinstance(error, TreeError):
-            raise
-        raise TreeError(f"{what} file {path} cannot be read: {error}") from None
+    except FileNotFoundError:
+        raise error(f"{what} file {path} does not exist") from None
+    except OSError as problem:
+        raise error(f"{what} file {path} cannot be read: {problem}") from None
     if len(content) > MAX_BYTES:
-        raise TreeError(f"{what} file {path} is larger than {MAX_BYTES} bytes")
-    return parse_json(content, f"{what} file {path}")
+        raise error(f"{what} file {path} is larger than {MAX_BYTES} bytes")
+    return parse_json(content, f"{what} file {path}", error)
 
 
-def parse_json(content: str | bytes, what: str) -> Any:
+def parse_json(
+    content: str | bytes, what: str, error: type[MedusaError] = TreeError
+) -> Any:
     """Return the value of a JSON text.
 
     Raises:
-        TreeError: it is not JSON, or nested too deeply.
+        MedusaError: of the type `error`: it is not JSON, or nested too deeply.
     """
     try:
         return json.loads(content)
     except RecursionError:
-        raise TreeError(f"{what} is nested too deeply") from None
-    except ValueError as error:
-        raise TreeError(f"{what} is not valid JSON: {error}") from None
+        raise error(f"{what} is nested too deeply") from None
+    except ValueError as problem:
+        raise error(f"{what} is not valid JSON: {problem}") from None

@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The tree and the batch table that a configuration means for given heads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from vllm_medusa.batch_table import check_batch_table
+from vllm_medusa.config import MedusaConfig, check_num_speculative_tokens
+from vllm_medusa.errors import ConfigError
+from vllm_medusa.tree.accuracies import Accuracies, load_accuracies, node_gains
+from vllm_medusa.tree.builders import chain, from_file, optimal
+from vllm_medusa.tree.json_file import read_json
+from vllm_medusa.tree.specification import parse_tree
+from vllm_medusa.tree.token_tree import TokenTree
+
+TREE_FILE = "tree.json"
+ACCURACIES_FILE = "accuracies.json"
+BATCH_TABLE_FILE = "batch_table.json"
+
+MIN_GAIN = 0.05
+"""A node worth fewer tokens per step than this is left out of a default tree: on a
+small CPU one more row costs about that share of a step."""
+
+MAX_DEFAULT_NODES = 64
+"""Most nodes of a default tree; the speed-up is flat from here on (arXiv
+2401.10774, figure 4)."""
+
+
+def resolve_tree(config: MedusaConfig, folder: Path, num_heads: int) -> TokenTree:
+    """Return the tree that `config` means for the heads in `folder`.
+
+    Without a tree in `config` it is tree.json in `folder`, without the nodes that
+    are too deep for the heads in use; else the best tree for accuracies.json there,
+    of the nodes worth at least `MIN_GAIN` each; else a chain over all heads.
+
+    Args:
+        config: its tree, num_heads and num_speculative_tokens are used.
+        folder: where the heads lie.
+        num_heads: heads that there are.
+
+    Raises:
+        ConfigError: there are fewer heads or nodes than `config` asks for.
+        TreeError: the tree is not possible with these heads, or a file is damaged.
+    """
+    if config.num_heads is not None:
+        if config.num_heads > num_heads:
+            raise ConfigError(
+                f"num_heads is {config.num_heads} but the checkpoint has only "
+                f"{num_heads} heads"
+            )
+        num_heads = config.num_heads
+    limit = config.num_speculative_tokens
+    if config.tree is None:
+        tree = _default_tree(folder, num_heads, limit)
+    else:
+        accuracies = _accuracies_beside(folder)
+        tree = parse_tree(config.tree, num_heads=num_heads, accuracies=accuracies)
+    check_num_speculative_tokens(limit, tree.num_nodes)
+    return tree if limit is None else tree.truncate(limit)
+
+
+def resolve_batch_table(
+    config: MedusaConfig, folder: Path, tree: TokenTree
+) -> list[tuple[int, int, int]] | None:
+    """Return the nodes by number of running requests, or None for the whole tree.
+
+    "auto" takes batch_table.json in `folder`, if there is one, and lowers entries
+    that ask for more nodes than `tree` has.
+
+    Returns:
+        Sorted `(first, last, nodes)` entries, as vLLM's scheduler takes them.
+
+    Raises:
+        ConfigError: the table of `config` asks for more nodes than `tree` has, or
+            batch_table.json is damaged.
+    """
+    table = config.num_speculative_tokens_per_batch_size
+    if table is None:
+        return None
+    if table == "auto":
+        path = folder / BATCH_TABLE_FILE
+        if not path.exists():
+            return None
+        return [
+            (first, last, min(nodes, tree.num_nodes))
+            for first, last, nodes in _load_batch_table(path)
+        ]
+    for first, last, nodes in table:
+        if nodes > tree.num_nodes:
+            raise ConfigError(
+                f"num_speculative_tokens_per_batch_size asks for {nodes} nodes at "
+                f"{first} to {last} requests, but the tree has only {tree.num_nodes}"
+            )
+    return list(table)
+
+
+def _default_tree(folder: Path, num_heads: int, limit: int | None) -> TokenTree:
+    if (folder / TREE_FILE).exists():
+        return from_file(folder / TREE_FILE).limit_depth(num_heads)
+    accuracies = _accuracies_beside(folder)
+    if accuracies is None:
+        return chain(num_heads)
+    if limit is not None:
+        return optimal(accuracies[:num_heads], limit)
+    return _worthwhile(accuracies[:num_heads])
+
+
+def _worthwhile(accuracies: Accuracies) -> TokenTree:
+    num_ranks = len(accuracies[0])
+    possible = sum(num_ranks**depth for depth in range(1, len(accuracies) + 1))
+    tree = optimal(accuracies, min(MAX_DEFAULT_NODES, possible))
+    # In falling order, so those that are worth it come first; keep one at least.
+    gains = node_gains(tree, accuracies)[1:]
+    return tree.truncate(max(1, sum(gain >= MIN_GAIN for gain in gains)))
+
+
+def _accuracies_beside(folder: Path) -> Accuracies | None:
+    path = folder / ACCURACIES_FILE
+    return load_accuracies(path) if path.exists() else None
+
+
+def _load_batch_table(path: Path) -> tuple[tuple[int, int, int], ...]:
+    key = "num_speculative_tokens_per_batch_size"
+    data = read_json(path, "batch table", ConfigError)
+    if not isinstance(data, dict) or key not in data:
+        raise ConfigError(f'batch table file {path} lacks the key "{key}"')
+    try:
+        return check_batch_table(data[key])
+    except ConfigError as error:
+        raise ConfigError(f"batch table file {path}: {error}") from None
