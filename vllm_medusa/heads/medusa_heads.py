@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Medusa heads as the engine runs them: few, fused, tensor-parallel products."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from vllm_medusa.checkpoint import HeadsCheckpoint
+from vllm_medusa.errors import CheckpointError, ConfigError
+from vllm_medusa.heads.blocks import FusedBlocks
+from vllm_medusa.heads.lm_head import find_lm_head, lm_head_shard
+from vllm_medusa.heads.parallel import TensorParallel
+from vllm_medusa.heads.projection import FusedProjection
+from vllm_medusa.heads.spec import HeadsSpec
+
+
+class MedusaHeads(nn.Module):
+    """All heads of a checkpoint on one device (arXiv 2401.10774, section 2.1).
+
+    One matrix product for layer 0 of all heads' blocks, one batched product for
+    each further layer, one product for all vocabulary projections. A model's logit
+    scale or soft-cap is not applied: it doesn't change the order of the tokens, and
+    the heads were trained without it.
+    """
+
+    def __init__(
+        self, spec: HeadsSpec, blocks: FusedBlocks, projection: FusedProjection
+    ) -> None:
+        super().__init__()
+        self.spec = spec
+        self.blocks = blocks
+        self.projection = projection
+
+    @classmethod
+    def from_checkpoint(
+        cls,
+        checkpoint: HeadsCheckpoint,
+        base_model: nn.Module,
+        *,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> MedusaHeads:
+        """Place a checkpoint's heads beside the base model.
+
+        Args:
+            checkpoint: from `load_heads`.
+            base_model: the vLLM model, loaded; its LM head is shared if the
+                checkpoint has no projection.
+            dtype: of weights and products; the base LM head's by default.
+            device: the base LM head's by default.
+
+        Raises:
+            CheckpointError: the heads' hidden size or vocabulary is not the model's.
+            UnsupportedError: the model has no LM head that can be shared.
+        """
+        spec = checkpoint.spec
+        lm_head = find_lm_head(base_model)
+        where = str(checkpoint.path)
+        if spec.hidden_size != lm_head.embedding_dim:
+            raise CheckpointError(
+                f"{where}: heads of hidden size {spec.hidden_size} cannot read "
+                f"{type(base_model).__name__} with hidden size "
+                f"{lm_head.embedding_dim}; use heads trained for this model"
+            )
+        vocab_size = lm_head.org_vocab_size
+        token_map = checkpoint.tensors.get("token_map")
+        if spec.vocab_size is not None and spec.vocab_size != vocab_size:
+            raise CheckpointError(
+                f"{where}: heads for a vocabulary of {spec.vocab_size} tokens do not "
+                f"fit {type(base_model).__name__} with {vocab_size}; use heads "
+                "trained for this model"
+            )
+        if token_map is not None and int(token_map.max()) >= vocab_size:
+            raise CheckpointError(
+                f"{where}: token_map holds token {int(token_map.max())}, but "
+                f"{type(base_model).__name__} has {vocab_size} tokens"
+            )
+        weight = lm_head.weight
+        if dtype is None:
+            dtype = weight.dtype if weight.is_floating_point() else torch.float32
+        device = weight.device if device is None else torch.device(device)
+        parallel = TensorParallel.current()
+        if spec.projection == "shared":
+            shard = lm_head_shard(
+                lm_head, token_map, parallel, dtype=dtype, device=device
+            )
+            projection = FusedProjection(shard, parallel)
+        else:
+            projection = FusedProjection.from_tensors(
+                spec, checkpoint.tensors, parallel, dtype=dtype, device=device
+            )
+        blocks = FusedBlocks(
+            spec, checkpoint.tensors, parallel, dtype=dtype, device=device
+        )
+        return cls(spec, blocks, projection)
+
+    # hidden: [batch, hidden_size], last hidden state after the final norm
+    def top_k(
+        self, hidden: torch.Tensor, num_heads: int, k: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The k best tokens of each of the first `num_heads` heads, best first.
+
+        Only those heads are computed. Log-probabilities are over the draft
+        vocabulary.
+
+        Returns:
+            float32 log-probabilities and int64 token ids of the base vocabulary,
+            both [batch, num_heads, k].
+
+        Raises:
+            ConfigError: more heads or tokens are asked for than there are.
+        """
+        if not 1 <= num_heads <= self.spec.num_heads:
+            raise ConfigError(
+                f"num_heads is {num_heads}, but there are {self.spec.num_heads} heads"
+            )
+        return self.projection.top_k(self.blocks(hidden, num_heads), k)
