@@ -3,6 +3,7 @@
 
 from vllm_medusa.tree.accuracies import (
     check_accuracies,
+    covers,
     expected_tokens,
     load_accuracies,
     node_gains,
@@ -19,6 +20,7 @@ __all__ = [
     "cartesian",
     "chain",
     "check_accuracies",
+    "covers",
     "expected_tokens",
     "from_file",
     "load_accuracies",

@@ -79,6 +79,11 @@ def load_accuracies(path: str | os.PathLike[str]) -> tuple[tuple[float, ...], ..
         raise TreeError(f"accuracies file {path}: {error}") from None
 
 
+def covers(accuracies: Accuracies, tree: TokenTree) -> bool:
+    """Whether the table has every head and every rank of the tree."""
+    return tree.max_depth <= len(accuracies) and tree.max_rank < len(accuracies[0])
+
+
 def node_gains(tree: TokenTree, accuracies: Accuracies) -> tuple[float, ...]:
     """Probability that each row is accepted, length N + 1; the root's is 1.
 
@@ -89,7 +94,7 @@ def node_gains(tree: TokenTree, accuracies: Accuracies) -> tuple[float, ...]:
         TreeError: the table lacks a head or a rank of the tree.
     """
     table = check_accuracies(accuracies)
-    if tree.max_depth > len(table) or tree.max_rank >= len(table[0]):
+    if not covers(table, tree):
         raise TreeError(
             f"the tree is {tree.max_depth} deep with ranks up to {tree.max_rank}, but "
             f"the accuracies cover {len(table)} heads and ranks up to "

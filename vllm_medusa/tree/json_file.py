@@ -25,19 +25,23 @@ def read_json(
         error: what is raised.
 
     Raises:
-        MedusaError: of the type `error`: the file is missing, unreadable, too large or not JSON.
+        MedusaError: of the type `error`: the file is missing, unreadable, too large
+            or not JSON.
     """
     file = Path(path)
     try:
         # A folder has no content; a device or a pipe may block or never end.
-        if file.exists() and not file.is_file():
-            raise error(f"{what} file {path} is not a regular file")
-        with file.open("rb") as stream:
-            content = stream.read(MAX_BYTES + 1)
+        regular = file.is_file() or not file.exists()
+        content = b""
+        if regular:
+            with file.open("rb") as stream:
+                content = stream.read(MAX_BYTES + 1)
     except FileNotFoundError:
         raise error(f"{what} file {path} does not exist") from None
-    except OSError as problem:
-        raise error(f"{what} file {path} cannot be read: {problem}") from None
+    except (OSError, ValueError) as problem:  # ValueError: a NUL byte in the name
+        raise error(f"{what} file {str(path)!r} cannot be read: {problem}") from None
+    if not regular:
+        raise error(f"{what} file {path} is not a regular file")
     if len(content) > MAX_BYTES:
         raise error(f"{what} file {path} is larger than {MAX_BYTES} bytes")
     return parse_json(content, f"{what} file {path}", error)
