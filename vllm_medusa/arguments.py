@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How `--speculative-model medusa:…` and `method: medusa` reach vLLM.
+
+Three functions of `vllm.engine.arg_utils.EngineArgs` are wrapped. All three
+return what vLLM returns unless Medusa was asked for.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+from typing import Any
+
+from vllm.engine.arg_utils import EngineArgs
+
+from vllm_medusa.engine_config import prepare_engine_args, verify_vllm_config
+from vllm_medusa.errors import ConfigError
+
+FLAG = "--speculative-model"
+METHOD = "medusa"
+
+
+def install() -> None:
+    """Wrap `add_cli_args`, `from_cli_args` and `create_engine_config`."""
+    _wrap_add_cli_args()
+    _wrap_from_cli_args()
+    _wrap_create_engine_config()
+
+
+def _wrap_add_cli_args() -> None:
+    upstream = EngineArgs.add_cli_args
+
+    @functools.wraps(upstream)
+    def add_cli_args(parser: Any) -> Any:
+        parser = upstream(parser)
+        group = parser.add_argument_group(
+            title="Medusa",
+            description="Speculative decoding with Medusa heads (vllm-medusa).",
+        )
+        group.add_argument(
+            FLAG,
+            type=str,
+            default=None,
+            metavar="medusa:HEADS[@REVISION][?KEY=VALUE&...]",
+            help="Decode with the Medusa heads of a folder or Hugging Face id, "
+            "for example medusa:FasterDecoding/medusa-vicuna-7b-v1.3 or "
+            "'medusa:./heads?tree=1x7x6'. Keys are the fields of "
+            "vllm_medusa.MedusaConfig.",
+        )
+        return parser
+
+    EngineArgs.add_cli_args = staticmethod(add_cli_args)
+
+
+def _wrap_from_cli_args() -> None:
+    upstream = EngineArgs.from_cli_args.__func__
+
+    @functools.wraps(upstream)
+    def from_cli_args(cls: type[EngineArgs], args: argparse.Namespace) -> EngineArgs:
+        engine_args = upstream(cls, args)
+        text = getattr(args, "speculative_model", None)
+        if text is None:
+            return engine_args
+        if engine_args.speculative_config is not None:
+            raise ConfigError(
+                f"{FLAG} {text} and --speculative-config "
+                f"{engine_args.speculative_config} were both given: keep one of them"
+            )
+        from vllm_medusa.config import MedusaConfig
+
+        config = MedusaConfig.parse(text)
+        engine_args.speculative_config = config.to_speculative_config()
+        return engine_args
+
+    EngineArgs.from_cli_args = classmethod(from_cli_args)
+
+
+def _wrap_create_engine_config() -> None:
+    upstream = EngineArgs.create_engine_config
+
+    @functools.wraps(upstream)
+    def create_engine_config(self: EngineArgs, *args: Any, **kwargs: Any) -> Any:
+        requested = self.speculative_config
+        if not requested or requested.get("method") != METHOD:
+            return upstream(self, *args, **kwargs)
+        prepare_engine_args(self)
+        vllm_config = upstream(self, *args, **kwargs)
+        verify_vllm_config(vllm_config)
+        return vllm_config
+
+    EngineArgs.create_engine_config = create_engine_config

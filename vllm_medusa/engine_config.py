@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a request for Medusa to a vLLM configuration that runs it, or a refusal.
+
+Everything that can be known to fail is refused here, before the model loads.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from vllm_medusa import compatibility
+from vllm_medusa.checkpoint import load_heads, resolve_heads
+from vllm_medusa.config import MedusaConfig
+from vllm_medusa.errors import CheckpointError, ConfigError, UnsupportedError
+from vllm_medusa.tree.resolve import resolve_batch_table, resolve_tree
+
+if TYPE_CHECKING:
+    from vllm.config import ModelConfig, VllmConfig
+    from vllm.engine.arg_utils import EngineArgs
+
+OPTIONS_KEY = "medusa"
+"""Our key in `VllmConfig.additional_config`, vLLM's place for plugin options."""
+
+PROPOSER = "vllm_medusa.propose.MedusaProposer"
+WORKER = "vllm_medusa.worker.MedusaCPUWorker"
+
+
+def prepare_engine_args(engine_args: EngineArgs) -> None:
+    """Replace `speculative_config={"method": "medusa", …}` by what vLLM runs.
+
+    vLLM knows the method name "custom_class" in every supported version; worker
+    class and options travel in the fields made for plugins.
+
+    Raises:
+        MedusaError: the configuration, the heads or the tree are at fault, or this
+            vLLM is unknown.
+    """
+    compatibility.require()
+    config = MedusaConfig.from_speculative_config(engine_args.speculative_config or {})
+    if engine_args.worker_cls != "auto":
+        raise ConfigError(
+            f"--worker-cls {engine_args.worker_cls} contradicts Medusa, which brings "
+            "its own worker class: drop one of the two"
+        )
+    path = resolve_heads(config.heads, config.revision)
+    checkpoint = load_heads(
+        path, num_heads=config.num_heads, draft_vocab=config.draft_vocab
+    )
+    tree = resolve_tree(config, checkpoint.folder, checkpoint.spec.num_heads)
+    vocabulary = checkpoint.spec.draft_vocab_size or checkpoint.spec.vocab_size
+    if vocabulary is not None and tree.max_rank >= vocabulary:
+        raise ConfigError(
+            f"the tree asks for guess {tree.max_rank + 1} of a head, but the draft "
+            f"vocabulary has only {vocabulary} tokens"
+        )
+    table = resolve_batch_table(config, checkpoint.folder, tree)
+    resolved = config.model_copy(
+        update={
+            "heads": str(path),
+            "revision": None,
+            "tree": tree.paths,
+            "num_speculative_tokens": None,
+            "num_speculative_tokens_per_batch_size": None,
+        }
+    )
+    speculative: dict[str, Any] = {
+        "method": "custom_class",
+        "model": PROPOSER,
+        "num_speculative_tokens": tree.num_nodes,
+    }
+    if table is not None:
+        speculative["num_speculative_tokens_per_batch_size"] = [
+            list(entry) for entry in table
+        ]
+    engine_args.speculative_config = speculative
+    engine_args.worker_cls = WORKER
+    engine_args.additional_config = {
+        **(engine_args.additional_config or {}),
+        OPTIONS_KEY: {
+            "config": resolved.as_dict(),
+            "hidden_size": checkpoint.spec.hidden_size,
+            "vocab_size": checkpoint.spec.vocab_size,
+        },
+    }
+
+
+def medusa_options(vllm_config: VllmConfig) -> dict[str, Any] | None:
+    """Return the options that `prepare_engine_args` left, or None without Medusa."""
+    additional = vllm_config.additional_config
+    return additional.get(OPTIONS_KEY) if isinstance(additional, dict) else None
+
+
+def medusa_config(vllm_config: VllmConfig) -> MedusaConfig:
+    """Return the resolved MedusaConfig of an engine that runs Medusa."""
+    options = medusa_options(vllm_config)
+    if options is None:
+        raise ConfigError("this engine was not started with Medusa")
+    return MedusaConfig(**options["config"])
+
+
+def verify_vllm_config(vllm_config: VllmConfig) -> None:
+    """Refuse combinations that could not work, and heads of another model.
+
+    Raises:
+        UnsupportedError: naming the option or model feature.
+        CheckpointError: the heads do not fit the base model.
+    """
+    options = medusa_options(vllm_config)
+    if options is None:
+        return
+    _verify_platform(vllm_config)
+    model = vllm_config.model_config
+    _verify_model(model)
+    _verify_fit(model, options)
+
+
+def _verify_platform(vllm_config: VllmConfig) -> None:
+    from vllm.platforms import current_platform
+
+    if not current_platform.is_cpu():
+        raise UnsupportedError(
+            f"Medusa does not run on the platform {current_platform.device_name!r} "
+            "yet: it runs on the CPU backend"
+        )
+    if vllm_config.use_v2_model_runner:
+        raise UnsupportedError(
+            "Medusa does not run on Model Runner V2 yet: unset "
+            "VLLM_USE_V2_MODEL_RUNNER or set it to 0"
+        )
+    parallel = vllm_config.parallel_config
+    if parallel.pipeline_parallel_size > 1:
+        raise UnsupportedError(
+            f"Medusa does not support pipeline parallelism "
+            f"(--pipeline-parallel-size {parallel.pipeline_parallel_size}): use "
+            "tensor parallelism"
+        )
+    if parallel.decode_context_parallel_size > 1:
+        raise UnsupportedError(
+            "Medusa does not support --decode-context-parallel-size "
+            f"{parallel.decode_context_parallel_size}: use 1"
+        )
+
+
+def _verify_model(model: ModelConfig) -> None:
+    # (feature present, its name)
+    refused = (
+        (model.runner_type != "generate", f"runner type {model.runner_type!r}"),
+        (model.is_encoder_decoder, "encoder-decoder models"),
+        (model.is_attention_free, "models without attention"),
+        (model.is_hybrid, "hybrid models with recurrent layers"),
+        (model.use_mla, "multi-head latent attention (MLA)"),
+        (model.uses_mrope, "multi-dimensional rotary positions (M-RoPE)"),
+        (model.is_multimodal_model, "multimodal models"),
+    )
+    for present, feature in refused:
+        if present:
+            raise UnsupportedError(f"Medusa does not support {feature}: {model.model}")
+
+
+def _verify_fit(model: ModelConfig, options: dict[str, Any]) -> None:
+    heads = options["config"]["heads"]
+    for key, base in (
+        ("hidden_size", model.get_hidden_size()),
+        ("vocab_size", model.get_vocab_size()),
+    ):
+        if options[key] is not None and options[key] != base:
+            raise CheckpointError(
+                f"the heads {heads} have {key} {options[key]} but {model.model} has "
+                f"{base}: these are heads of another model"
+            )

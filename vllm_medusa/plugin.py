@@ -1,0 +1,24 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The `vllm.general_plugins` entry point.
+
+vLLM calls `register` in the API server, the engine core, every worker and the
+model-inspection subprocess. All of them may do so more than once.
+"""
+
+from __future__ import annotations
+
+_registered = False
+
+
+def register() -> None:
+    """Teach vLLM the `--speculative-model` flag and `method: medusa`.
+
+    Idempotent. Nothing changes for an engine that does not ask for Medusa.
+    """
+    global _registered
+    if _registered:
+        return
+    _registered = True
+    from vllm_medusa.arguments import install
+
+    install()

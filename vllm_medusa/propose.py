@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From hidden states to candidate trees."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import TYPE_CHECKING
+
+import torch
+
+from vllm_medusa.checkpoint import load_heads
+from vllm_medusa.engine_config import medusa_config
+from vllm_medusa.heads import MedusaHeads
+from vllm_medusa.tree import TokenTree, parse_tree
+
+if TYPE_CHECKING:
+    from torch import nn
+    from vllm.config import VllmConfig
+
+
+class MedusaProposer:
+    """Makes tree candidates from Medusa heads.
+
+    vLLM builds it as its `custom_class` proposer (`create_custom_proposer` of
+    `vllm.v1.spec_decode.custom_class_proposer`) and calls `load_model`; the runner
+    adapters call `propose`, which needs hidden states.
+    """
+
+    heads: MedusaHeads
+
+    def __init__(self, vllm_config: VllmConfig) -> None:
+        self.vllm_config = vllm_config
+        self.config = medusa_config(vllm_config)
+        assert self.config.tree is not None, "prepare_engine_args resolves the tree"
+        self.tree: TokenTree = parse_tree(
+            self.config.tree, num_heads=self.config.num_heads
+        )
+        self._columns = cache(self._make_columns)
+
+    def load_model(self, target_model: nn.Module) -> None:
+        """Read the heads and bind them to the base model.
+
+        Raises:
+            CheckpointError: the heads are damaged or of another model.
+        """
+        checkpoint = load_heads(
+            self.config.heads,
+            num_heads=self.config.num_heads,
+            draft_vocab=self.config.draft_vocab,
+        )
+        model = self.vllm_config.model_config
+        self.heads = MedusaHeads.from_checkpoint(
+            checkpoint,
+            target_model,
+            dtype=model.dtype,
+            device=torch.device(self.vllm_config.device_config.device),
+        )
+
+    # [num_reqs, num_nodes] int64
+    def propose(
+        self,
+        # [num_reqs, hidden_size], of the last accepted token, after the final norm
+        hidden: torch.Tensor,
+        num_nodes: int,
+    ) -> torch.Tensor:
+        """Return the tokens of the tree's first `num_nodes` nodes, best first.
+
+        Only the heads that these nodes reach are computed.
+        """
+        tree = self.tree.truncate(num_nodes)
+        _, token_ids = self.heads.top_k(hidden, tree.max_depth, tree.max_rank + 1)
+        head, rank = self._columns(num_nodes)
+        return token_ids[:, head, rank]
+
+    # two of [num_nodes] int64
+    def _make_columns(self, num_nodes: int) -> tuple[torch.Tensor, torch.Tensor]:
+        tree = self.tree.truncate(num_nodes)
+        device = self.vllm_config.device_config.device
+        head = torch.tensor(tree.depths[1:], device=device) - 1
+        rank = torch.tensor(tree.ranks[1:], device=device)
+        return head, rank

@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Model Runner V1's sampler on tree rows."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from vllm.v1.outputs import LogprobsTensors, SamplerOutput
+from vllm.v1.sample.logits_processor import (
+    LogitBiasLogitsProcessor,
+    LogitsProcessors,
+    MinPLogitsProcessor,
+    MinTokensLogitsProcessor,
+)
+from vllm.v1.sample.metadata import SamplingMetadata
+
+_BUILT_IN = (LogitBiasLogitsProcessor, MinPLogitsProcessor, MinTokensLogitsProcessor)
+
+
+def custom_processors(processors: LogitsProcessors) -> str | None:
+    """Return why no request can have a tree if the engine has logits processors of
+    its user, which know requests but not rows; else None."""
+    custom = [p for p in processors.all if not isinstance(p, _BUILT_IN)]
+    if not custom:
+        return None
+    return "logits processor " + ", ".join(sorted(type(p).__name__ for p in custom))
+
+
+def row_metadata(
+    metadata: SamplingMetadata,
+    # [num_rows] int64, request of each row
+    owners: torch.Tensor,
+) -> SamplingMetadata:
+    """Return the metadata with one entry per row instead of one per request.
+
+    For `Sampler.sample`, which reads temperature, top-p, top-k and generators.
+    Rows of one seeded request draw from its generator one after the other.
+    """
+    generators = metadata.generators
+    return replace(
+        metadata,
+        temperature=_at(metadata.temperature, owners),
+        top_p=_at(metadata.top_p, owners),
+        top_k=_at(metadata.top_k, owners),
+        generators={
+            row: generators[owner]
+            for row, owner in enumerate(owners.tolist() if generators else ())
+            if owner in generators
+        },
+        max_num_logprobs=None,
+        logprob_token_ids=None,
+        # min_p is the one argmax-invariant processor; its requests have no tree.
+        logitsprocs=LogitsProcessors(),
+    )
+
+
+def _at(values: torch.Tensor | None, owners: torch.Tensor) -> torch.Tensor | None:
+    return None if values is None else values[owners]
+
+
+def merge_plain(
+    output: SamplerOutput,
+    plain: SamplerOutput,
+    # [num_reqs] bool
+    is_plain: torch.Tensor,
+) -> SamplerOutput:
+    """Take the requests without a tree, and all logprobs, from `plain`.
+
+    `output.sampled_token_ids` is [num_reqs, width], that of `plain` [num_reqs, 1].
+    vLLM expects one row of logprobs per entry of the former
+    (`RejectionSampler.parse_output`); only plain requests ask for logprobs, and they
+    have one token, so the other entries are never read.
+    """
+    sampled = output.sampled_token_ids
+    sampled[is_plain, 0] = plain.sampled_token_ids[is_plain, 0]
+    logprobs = plain.logprobs_tensors
+    if logprobs is None:
+        return output
+    width = sampled.shape[1]
+    return SamplerOutput(
+        sampled_token_ids=sampled,
+        logprobs_tensors=LogprobsTensors(
+            logprobs.logprob_token_ids.repeat_interleave(width, dim=0),
+            logprobs.logprobs.repeat_interleave(width, dim=0),
+            logprobs.selected_token_ranks.repeat_interleave(width, dim=0),
+        ),
+    )
