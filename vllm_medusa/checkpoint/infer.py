@@ -90,14 +90,11 @@ def check_shapes(
         if is_unreduced_projection(name, actual, spec) and actual[1:] == shape[1:]:
             continue
         raise CheckpointError(
-            f"{where}: tensor {name!r} has shape {list(actual)}, expected "
-            f"{list(shape)}"
+            f"{where}: tensor {name!r} has shape {list(actual)}, expected {list(shape)}"
         )
 
 
-def is_unreduced_projection(
-    name: str, shape: tuple[int, ...], spec: HeadsSpec
-) -> bool:
+def is_unreduced_projection(name: str, shape: tuple[int, ...], spec: HeadsSpec) -> bool:
     """Whether `name` projects to all V tokens although there is a token_map."""
     return (
         spec.draft_vocab_size is not None
@@ -109,7 +106,7 @@ def is_unreduced_projection(
 
 def config_notes(spec: HeadsSpec, config: Mapping[str, Any]) -> list[str]:
     """Where the config contradicts the tensors; the tensors count."""
-    layer_keys = _LAYERS_KEYS
+    layer_keys: tuple[str, ...] = _LAYERS_KEYS
     if config.get("model_type") == "medusa":
         layer_keys = (*_LAYERS_KEYS, "num_hidden_layers")
     notes = []
@@ -146,7 +143,7 @@ def _layers_by_head(infos: Mapping[str, TensorInfo], where: str) -> list[int]:
             f"{where}: heads {missing[:8]} are missing, though head {max(found)} is "
             "there"
         )
-    depth = max((max(layers, default=-1) for layers in found.values())) + 1
+    depth = max(max(layers, default=-1) for layers in found.values()) + 1
     for head in sorted(found):
         absent = sorted(set(range(depth)) - found[head])
         if absent:
@@ -178,9 +175,7 @@ def _projection(
     return "shared", None, None
 
 
-def _matrix(
-    infos: Mapping[str, TensorInfo], name: str, where: str
-) -> tuple[int, int]:
+def _matrix(infos: Mapping[str, TensorInfo], name: str, where: str) -> tuple[int, int]:
     shape = infos[name].shape
     if len(shape) != 2:
         raise CheckpointError(

@@ -100,10 +100,10 @@ def map_names(
     if not any(name.startswith("blocks.") for name in stored):
         raise CheckpointError(f"{where} holds no Medusa heads")
     _check_projection_layers(stored, projection_layer, where)
-    if config.get("original_lm_head") and "lm_heads.0.weight" in stored:
-        # vLLM keeps the one matrix of all heads under head 0's name.
-        if not any(re.match(r"lm_heads\.[1-9]", name) for name in stored):
-            stored["lm_head.weight"] = stored.pop("lm_heads.0.weight")
+    projections = [name for name in stored if name.startswith("lm_heads.")]
+    if config.get("original_lm_head") and projections == ["lm_heads.0.weight"]:
+        # vLLM may keep the one matrix of all heads under head 0's name.
+        stored["lm_head.weight"] = stored.pop("lm_heads.0.weight")
     return Naming(_format(prefixed, stored, config, is_torch_file), stored)
 
 

@@ -94,7 +94,7 @@ def _config(spec: HeadsSpec, base_model: str | None) -> dict[str, Any]:
 
 def _unshared(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Contiguous CPU tensors, each with a storage of its own."""
-    result = {}
+    result: dict[str, torch.Tensor] = {}
     for name, tensor in tensors.items():
         tensor = tensor.detach().to("cpu")
         if name == "token_map":

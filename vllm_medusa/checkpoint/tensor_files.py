@@ -65,15 +65,29 @@ class SafetensorsFile:
                 part = self._file.get_slice(name)
                 dtype = _SAFETENSORS_DTYPES.get(part.get_dtype())
                 self.infos[name] = TensorInfo(tuple(part.get_shape()), dtype)
+            self._stored_as = self._aliases()
         except (SafetensorError, OSError) as error:
             raise CheckpointError(
                 f"{path} is not a readable safetensors file ({error}); it may be "
                 "truncated: fetch it again"
             ) from error
 
+    def _aliases(self) -> dict[str, str]:
+        """Names that share another's weights and were left out on saving.
+
+        safetensors' save_model() notes them in the header's metadata. All layers of
+        a reference head share one weight by mistake (FasterDecoding/Medusa PR #133).
+        """
+        aliases = {}
+        for name, kept in (self._file.metadata() or {}).items():
+            if kept in self.infos and name not in self.infos:
+                aliases[name] = kept
+        self.infos |= {name: self.infos[kept] for name, kept in aliases.items()}
+        return aliases
+
     def read(self, name: str) -> torch.Tensor:
         """Read one tensor, on the CPU, in its stored dtype."""
-        return self._file.get_tensor(name)
+        return self._file.get_tensor(self._stored_as.get(name, name))
 
 
 class TorchFile:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -60,6 +61,10 @@ class FusedBlocks(nn.Module):
     layers are split by their inner width, and the second product is summed.
     """
 
+    down_bias: torch.Tensor
+    norm_weight: torch.Tensor
+    norm_bias: torch.Tensor
+
     def __init__(
         self,
         spec: HeadsSpec,
@@ -74,9 +79,7 @@ class FusedBlocks(nn.Module):
         self.parallel = parallel
 
         def stack(name: str, split: int | None) -> torch.Tensor:
-            parts = [
-                tensors[f"blocks.{head}.{name}"] for head in range(spec.num_heads)
-            ]
+            parts = [tensors[f"blocks.{head}.{name}"] for head in range(spec.num_heads)]
             if split is not None:
                 parts = [parallel.shard(part, split) for part in parts]
             return torch.stack([part.to(device, dtype) for part in parts])
@@ -122,13 +125,15 @@ class FusedBlocks(nn.Module):
         """Features of the first `num_heads` heads, [num_heads, batch, hidden_size]."""
         width = self.spec.hidden_size
         x = hidden
-        for layer, linear in enumerate(self.linears):
+        for layer, module in enumerate(self.linears):
+            linear = cast(StackedLinear, module)
             if layer == 0:
                 y = linear.from_shared(hidden, num_heads)
             else:
                 y = linear.from_each(x)
             if self.spec.block == "mlp":
-                y = self.parallel.sum(self.down[layer].from_each(F.silu(y)))
+                down = cast(StackedLinear, self.down[layer])
+                y = self.parallel.sum(down.from_each(F.silu(y)))
                 if self.spec.block_bias:
                     y = y + self.down_bias[layer, :num_heads]
                 x = x + y

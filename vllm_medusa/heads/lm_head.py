@@ -44,7 +44,9 @@ def find_lm_head(base_model: nn.Module) -> VocabParallelEmbedding:
     """
     heads = [m for m in base_model.modules() if isinstance(m, ParallelLMHead)]
     if not heads:
-        heads = [m for m in base_model.modules() if isinstance(m, VocabParallelEmbedding)]
+        heads = [
+            m for m in base_model.modules() if isinstance(m, VocabParallelEmbedding)
+        ]
     if len(heads) > 1:
         named = [
             getattr(owner, "lm_head", None)

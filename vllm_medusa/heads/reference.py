@@ -120,8 +120,7 @@ class ReferenceHeads(nn.Module):
         given = None if token_map is None else token_map.numel()
         if given != spec.draft_vocab_size:
             raise CheckpointError(
-                f"token_map holds {given} tokens, the spec says "
-                f"{spec.draft_vocab_size}"
+                f"token_map holds {given} tokens, the spec says {spec.draft_vocab_size}"
             )
         self.register_buffer("token_map", token_map)
 

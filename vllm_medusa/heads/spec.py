@@ -83,7 +83,9 @@ class HeadsSpec:
                     f"{name} is {getattr(self, name)}; at most {limit} are supported"
                 )
         if (self.block == "mlp") != (self.intermediate_size is not None):
-            raise ConfigError("intermediate_size belongs to block 'mlp', and only there")
+            raise ConfigError(
+                "intermediate_size belongs to block 'mlp', and only there"
+            )
         if (self.projection == "low_rank") != (self.rank is not None):
             raise ConfigError("rank belongs to projection 'low_rank', and only there")
         if (
