@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Answers as JSON lines: the record of what was generated."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from vllm_medusa.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One prompt and the base model's answer to it.
+
+    Attributes:
+        prompt: the user's text.
+        answer_token_ids: the answer, with the end-of-turn token if it came.
+        prompt_token_ids: the framed prompt; empty if it must be made again.
+        source: where the prompt came from: "written", "template" or a file's name.
+        temperature: at which the answer was drawn.
+        finish: vLLM's finish reason, "stop" or "length".
+    """
+
+    prompt: str
+    answer_token_ids: list[int]
+    prompt_token_ids: list[int]
+    source: str = "file"
+    temperature: float = 0.0
+    finish: str | None = None
+
+
+_FIELDS = {field.name for field in fields(Answer)}
+
+
+def read_answers(path: str | Path) -> list[Answer]:
+    """Read a file of answers; keys that `Answer` does not know are ignored.
+
+    Raises:
+        ConfigError: the file is missing or a line is malformed; names the line.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise ConfigError(f"answers file {path} does not exist")
+    with file.open(encoding="utf-8") as stream:
+        return [
+            parse_answer(line, f"{path}, line {number}")
+            for number, line in enumerate(stream, start=1)
+            if line.strip()
+        ]
+
+
+def parse_answer(line: str, where: str) -> Answer:
+    """Parse one line.
+
+    Raises:
+        ConfigError: it is not an object with a prompt and answer token ids.
+    """
+    try:
+        record = json.loads(line)
+    except ValueError as error:
+        raise ConfigError(f"{where}: not JSON: {error}") from None
+    if not isinstance(record, dict):
+        raise ConfigError(f"{where}: an answer is an object, not {record!r:.40}")
+    known: dict[str, Any] = {k: v for k, v in record.items() if k in _FIELDS}
+    if known.get("prompt_token_ids") is None:
+        known["prompt_token_ids"] = []
+    for name in ("answer_token_ids", "prompt_token_ids"):
+        ids = known.get(name)
+        if not isinstance(ids, list) or any(
+            type(token) is not int or token < 0 for token in ids
+        ):
+            raise ConfigError(f"{where}: {name!r} must be a list of token ids")
+    if not isinstance(known.get("prompt"), str):
+        raise ConfigError(f"{where}: 'prompt' must be a text")
+    if not known["answer_token_ids"]:
+        raise ConfigError(f"{where}: the answer is empty")
+    return Answer(**known)
+
+
+def append_answers(path: Path, answers: Iterable[Answer]) -> None:
+    """Append answers and force them to the disk."""
+    with path.open("a", encoding="utf-8") as stream:
+        stream.writelines(json.dumps(asdict(answer)) + "\n" for answer in answers)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def cut_partial_line(path: Path) -> None:
+    """Remove a last line without its newline: its writer was interrupted."""
+    if not path.is_file():
+        return
+    content = path.read_bytes()
+    whole = content.rfind(b"\n") + 1
+    if whole < len(content):
+        with path.open("r+b") as stream:
+            stream.truncate(whole)
