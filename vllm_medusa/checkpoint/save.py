@@ -56,10 +56,11 @@ def save_heads(
     }
     check_shapes(infos, spec, where=where)
     check_contents(tensors, spec, where=where)
-    config = _config(spec, base_model)
-    clash = sorted(set(config) & set(extra_config or {}))
+    clash = sorted(DESCRIBING_KEYS & set(extra_config or {}))
     if clash:
         raise CheckpointError(f"extra_config must not set {', '.join(clash)}")
+    described = _describe(spec, base_model)
+    config = {key: value for key, value in described.items() if value is not None}
     config |= extra_config or {}
     text = json.dumps(config, indent=2) + "\n"
     with atomic_path(folder / "model.safetensors") as temporary:
@@ -71,8 +72,8 @@ def save_heads(
     return folder
 
 
-def _config(spec: HeadsSpec, base_model: str | None) -> dict[str, Any]:
-    config: dict[str, Any] = {
+def _describe(spec: HeadsSpec, base_model: str | None) -> dict[str, Any]:
+    return {
         "model_type": "medusa",
         "architectures": ["MedusaModel"],
         "format": CANONICAL,
@@ -89,7 +90,10 @@ def _config(spec: HeadsSpec, base_model: str | None) -> dict[str, Any]:
         "projection": spec.projection,
         "projection_rank": spec.rank,
     }
-    return {key: value for key, value in config.items() if value is not None}
+
+
+DESCRIBING_KEYS = frozenset(_describe(HeadsSpec(num_heads=1, hidden_size=1), None))
+"""Keys of config.json that `save_heads` writes itself."""
 
 
 def _unshared(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
