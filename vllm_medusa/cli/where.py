@@ -20,10 +20,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the folder, nothing else, on stdout."""
-    from vllm_medusa import default_model
+    from vllm_medusa.default_model import heads_path, model_path
 
-    find = (
-        default_model.model_path if args.what == "model" else default_model.heads_path
-    )
+    find = {"model": model_path, "heads": heads_path}[args.what]
     print(find())
     return 0
