@@ -41,7 +41,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "published name, a JSON file or a list of paths; left out: the tree that "
         "HEADS get by default",
     )
-    show.add_argument("--heads", help="folder or Hugging Face id of heads, or default")
+    show.add_argument(
+        "--heads",
+        help="folder or Hugging Face id of heads, default, or the value of "
+        "--speculative-model",
+    )
     show.add_argument("--accuracies", metavar="FILE", help="accuracies.json")
     show.add_argument("--nodes", type=int, metavar="N", help="cut to the first N nodes")
     show.add_argument("--json", action="store_true", help="print JSON instead")
@@ -92,8 +96,10 @@ def _show(args: argparse.Namespace) -> int:
         print(json.dumps(totals | rows))
         return 0
     console = Console(highlight=False)
+    # rich would fold the labels of a tree that is deeper than the terminal is wide.
+    console.width = max(console.width, 4 * tree.max_depth + 60)
     console.print(draw(tree, gains))
-    console.print(summary_text(totals))
+    console.print(summary_text(totals), soft_wrap=True)
     if accuracies is not None and gains is None:
         console.print("expected tokens per step  unknown: no accuracies of some nodes")
     return 0
@@ -109,15 +115,19 @@ def _chosen_tree(args: argparse.Namespace) -> tuple[TokenTree, Accuracies | None
 
     from vllm_medusa.checkpoint import load_heads
     from vllm_medusa.config import MedusaConfig
+    from vllm_medusa.config_text import PREFIX
     from vllm_medusa.tree.resolve import ACCURACIES_FILE, resolve_tree
 
-    checkpoint = load_heads(args.heads)
+    if args.heads.startswith(PREFIX):
+        config = MedusaConfig.parse(args.heads)
+    else:
+        config = MedusaConfig(heads=args.heads)
+    checkpoint = load_heads(config.heads, config.revision, num_heads=config.num_heads)
     num_heads = checkpoint.spec.num_heads
     beside = checkpoint.folder / ACCURACIES_FILE
     if given is None and beside.exists():
         given = load_accuracies(beside)
     if args.spec is None:
-        config = MedusaConfig(heads=args.heads)
         return resolve_tree(config, checkpoint.folder, num_heads), given
     return parse_tree(args.spec, num_heads=num_heads, accuracies=given), given
 

@@ -19,8 +19,8 @@ _NUMBERED = re.compile(r"(chain|optimal):([0-9]{1,9})")
 _CARTESIAN = re.compile(r"[0-9]{1,9}(x[0-9]{1,9})*")
 
 POSSIBLE_TREES = (
-    "chain, chain:N, optimal:N, widths such as 4x2, a JSON file, a list of paths such "
-    f"as [[0],[1],[0,0]], or one of {', '.join(published_names())}"
+    "chain, chain:N, optimal:N, widths from head 1 down such as 4x2, a JSON file, a "
+    f"list of paths such as [[0],[1],[0,0]], or one of {', '.join(published_names())}"
 )
 """What a tree may be, for messages and help texts."""
 

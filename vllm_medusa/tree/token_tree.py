@@ -101,7 +101,7 @@ class TokenTree:
         for position, given in enumerate(paths):
             path = _checked_path(given)
             if path in index:
-                raise TreeError(f"path {list(path)} stands twice in the tree")
+                raise TreeError(f"path {_show(list(path))} stands twice in the tree")
             index[path] = position
         # The place of a node is the latest place on its path.
         place: dict[NodePath, tuple[int, int, int]] = {}
@@ -111,8 +111,8 @@ class TokenTree:
             if len(path) > 1:
                 if path[:-1] not in place:
                     raise TreeError(
-                        f"path {list(path)} has a gap: its parent "
-                        f"{list(path[:-1])} is not in the tree"
+                        f"path {_show(list(path))} has a gap: its parent "
+                        f"{_show(list(path[:-1]))} is not in the tree"
                     )
                 latest = max(position, place[path[:-1]][0])
             place[path] = (latest, len(path), position)
