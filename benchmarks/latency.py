@@ -23,7 +23,7 @@ from benchmarks.common.figures import Record, join_runs, make_record, summarise
 from benchmarks.common.plots import plot_speedups
 from benchmarks.common.questions import Question, load_questions
 from benchmarks.common.results import write_result
-from benchmarks.common.tables import print_categories, print_speedups
+from benchmarks.common.tables import print_categories, print_speedups, warn_if_busy
 from benchmarks.common.variants import (
     VANILLA,
     Setting,
@@ -99,9 +99,8 @@ def run_job(
 
 def join_machine(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """Wall and CPU seconds summed, the load before the first and after the last."""
-    return {
-        "wall_seconds": round(sum(p["wall_seconds"] for p in parts), 3),
-        "machine_cpu_seconds": round(sum(p["machine_cpu_seconds"] for p in parts), 3),
+    sums = ("wall_seconds", "machine_cpu_seconds", "own_cpu_seconds")
+    return {name: round(sum(p[name] for p in parts), 3) for name in sums} | {
         "load_before": parts[0]["load_before"],
         "load_after": parts[-1]["load_after"],
     }
@@ -270,6 +269,7 @@ def report(output: Path, records: Sequence[Record]) -> None:
     """Tables on the terminal and a plot beside the result file."""
     summaries = summarise(records, VANILLA)
     print_speedups(summaries)
+    warn_if_busy(record.machine for record in records)
     print_categories(summaries)
     plot = output.with_suffix(".png")
     plot_speedups(plot, summaries)

@@ -3,16 +3,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from benchmarks.common.figures import Summary
+from vllm_medusa.calibration.machine import others_share
 
 # Wide enough for every column when the output goes into a file.
 _WIDTH = 130
+# Cores; what vLLM's own idle processes and the system take stays well below.
+_BUSY = 0.1
 
 
 def _console() -> Console:
@@ -79,6 +82,16 @@ def print_categories(summaries: Sequence[Summary]) -> None:
             for s in chosen
         ],
     )
+
+
+def warn_if_busy(machines: Iterable[Mapping[str, float]]) -> None:
+    """Say so if other processes kept part of the machine busy during a run."""
+    worst = max((others_share(machine) for machine in machines), default=0.0)
+    if worst > _BUSY:
+        _console().print(
+            f"[bold red]other processes used up to {worst:.2f} cores meanwhile: these "
+            "figures are not those of a quiet machine[/]"
+        )
 
 
 def print_parts(title: str, shares: Mapping[str, Mapping[str, Any]]) -> None:

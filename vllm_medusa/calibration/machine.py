@@ -46,6 +46,12 @@ def package_versions() -> dict[str, str]:
     return versions
 
 
+def others_share(machine: Mapping[str, float]) -> float:
+    """Cores that processes outside the measurement kept busy, from `Load.since`."""
+    others = machine["machine_cpu_seconds"] - machine["own_cpu_seconds"]
+    return max(0.0, others / machine["wall_seconds"])
+
+
 def describe_machine() -> dict[str, Any]:
     """Processor, cores, memory (GiB), system, versions and the date, for JSON."""
     pages, size = os.sysconf("SC_PHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
@@ -103,24 +109,46 @@ def _busy_seconds() -> float:
     return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")
 
 
+def _group_seconds() -> float:
+    """CPU seconds used so far by the living processes of this process's group."""
+    group = os.getpgrp()
+    ticks = 0
+    for entry in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            # The command's name, in brackets, may hold spaces.
+            fields = entry.read_text().rsplit(")", 1)[1].split()
+        except (OSError, IndexError):
+            continue
+        if int(fields[2]) == group:
+            ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
 @dataclass(frozen=True)
 class Load:
     """The machine at one instant; two of them tell what was used in between."""
 
     wall: float
     busy: float
+    own: float
     average: float
 
     @classmethod
     def now(cls) -> Load:
-        """Wall clock, CPU seconds of all processes, one-minute load average."""
-        return cls(time.perf_counter(), _busy_seconds(), os.getloadavg()[0])
+        """Wall clock, CPU seconds of all and of this group, load average (1 min)."""
+        average = os.getloadavg()[0]
+        return cls(time.perf_counter(), _busy_seconds(), _group_seconds(), average)
 
     def since(self, earlier: Load) -> dict[str, float]:
-        """Wall and CPU seconds since `earlier` and the load average at both ends."""
+        """Wall and CPU seconds since `earlier` and the load average at both ends.
+
+        `machine_cpu_seconds` counts all processes, `own_cpu_seconds` this process
+        group: their difference is what others took away from the measurement.
+        """
         return {
             "wall_seconds": round(self.wall - earlier.wall, 3),
             "machine_cpu_seconds": round(self.busy - earlier.busy, 3),
+            "own_cpu_seconds": round(self.own - earlier.own, 3),
             "load_before": round(earlier.average, 2),
             "load_after": round(self.average, 2),
         }
