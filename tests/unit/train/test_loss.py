@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+import math
+
+import pytest
+import torch
+
+from vllm_medusa.train.loss import MixedCrossEntropy, head_weights
+from vllm_medusa.train.vocabulary import (
+    inverse_map,
+    most_frequent_tokens,
+    sample_vocabulary,
+)
+
+
+def test_matches_plain_cross_entropy_and_its_gradient() -> None:
+    torch.manual_seed(0)
+    logits = torch.randn(5, 9, dtype=torch.float64, requires_grad=True)
+    plain = logits.detach().clone().requires_grad_()
+    soft = torch.softmax(torch.randn(5, 9), -1)
+    hard = torch.tensor([0, 8, -1, 3, 3])
+    weights = torch.tensor([1.0, 0.5, 2.0, 0.0, 1.0])
+    correction = torch.randn(9)
+
+    loss = MixedCrossEntropy.apply(logits, correction, soft, hard, 0.3, weights)
+    (3 * loss).backward()
+
+    share = torch.tensor([0.3, 0.3, 0.0, 0.3, 0.3])[:, None]
+    one_hot = torch.nn.functional.one_hot(hard.clamp(min=0), 9)
+    target = share * one_hot + (1 - share) * soft
+    expected = -(target * torch.log_softmax(plain + correction, -1)).sum(-1)
+    (3 * (expected * weights).sum()).backward()
+    assert loss.item() == pytest.approx((expected * weights).sum().item(), rel=1e-5)
+    assert torch.allclose(logits.grad, plain.grad, atol=1e-6)
+
+
+def test_head_weights_decay() -> None:
+    weights = head_weights(4, 0.8)
+    assert weights.sum().item() == pytest.approx(1)
+    assert (weights[1:] / weights[:-1]).tolist() == pytest.approx([0.8] * 3)
+
+
+def test_most_frequent_tokens_first_ties_by_id() -> None:
+    tokens = torch.tensor([7, 3, 3, 9, 7, 3, 5])
+    assert most_frequent_tokens(tokens, 12, 5).tolist() == [3, 7, 5, 9, 0]
+    inverse = inverse_map(torch.tensor([3, 7]), 9)
+    assert inverse.tolist() == [-1, -1, -1, 0, -1, -1, -1, 1, -1]
+
+
+def test_sampled_vocabulary_holds_targets_and_keeps_the_denominator() -> None:
+    targets = torch.tensor([[90, -1], [3, 95]])
+    scores = torch.linspace(-2, 2, 100)
+    sums = []
+    for seed in range(400):
+        generator = torch.Generator().manual_seed(seed)
+        sample = sample_vocabulary(100, 40, targets, generator)
+        assert len(sample.ids) == len(set(sample.ids.tolist())) == 40
+        assert set(range(20)) | {90, 95} <= set(sample.ids.tolist())
+        assert sample.ids[sample.position[sample.ids]].equal(sample.ids)
+        assert int((sample.position >= 0).sum()) == 40
+        sums.append((scores[sample.ids] + sample.correction).exp().sum().item())
+    full = scores.exp().sum().item()
+    assert math.isclose(sum(sums) / len(sums), full, rel_tol=0.02)
+
+
+def test_sampled_vocabulary_of_full_size_is_everything() -> None:
+    sample = sample_vocabulary(10, 10, torch.tensor([1]), torch.Generator())
+    assert sample.ids.tolist() == list(range(10))
+    assert not sample.correction.any()
