@@ -13,7 +13,6 @@ from typing import Any
 
 from vllm.engine.arg_utils import EngineArgs
 
-from vllm_medusa.engine_config import prepare_engine_args, verify_vllm_config
 from vllm_medusa.errors import ConfigError
 
 FLAG = "--speculative-model"
@@ -25,6 +24,31 @@ def install() -> None:
     _wrap_add_cli_args()
     _wrap_from_cli_args()
     _wrap_create_engine_config()
+
+
+def requested_options(engine_args: EngineArgs) -> dict[str, Any]:
+    """Merge `speculative_config` with the flags `--spec-method`, `--spec-model` and
+    `--spec-tokens`, as `EngineArgs.create_speculative_config` does.
+
+    Raises:
+        ConfigError: a Medusa option is given both ways.
+    """
+    given = engine_args.speculative_config or {}
+    options = {key.replace("-", "_"): value for key, value in given.items()}
+    flags = {
+        "method": engine_args.spec_method,
+        "model": engine_args.spec_model,
+        "num_speculative_tokens": engine_args.spec_tokens,
+    }
+    flags = {key: value for key, value in flags.items() if value is not None}
+    if METHOD not in (options.get("method"), flags.get("method")):
+        return options
+    for key in flags.keys() & options.keys():
+        raise ConfigError(
+            f"{key} is given by a --spec-* flag ({flags[key]}) and in "
+            f"speculative_config ({options[key]}): keep one of them"
+        )
+    return {**options, **flags}
 
 
 def _wrap_add_cli_args() -> None:
@@ -80,10 +104,12 @@ def _wrap_create_engine_config() -> None:
 
     @functools.wraps(upstream)
     def create_engine_config(self: EngineArgs, *args: Any, **kwargs: Any) -> Any:
-        requested = self.speculative_config
-        if not requested or requested.get("method") != METHOD:
+        requested = requested_options(self)
+        if requested.get("method") != METHOD:
             return upstream(self, *args, **kwargs)
-        prepare_engine_args(self)
+        from vllm_medusa.engine_config import prepare_engine_args, verify_vllm_config
+
+        prepare_engine_args(self, requested)
         vllm_config = upstream(self, *args, **kwargs)
         verify_vllm_config(vllm_config)
         return vllm_config

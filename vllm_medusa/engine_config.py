@@ -25,8 +25,10 @@ PROPOSER = "vllm_medusa.propose.MedusaProposer"
 WORKER = "vllm_medusa.worker.MedusaCPUWorker"
 
 
-def prepare_engine_args(engine_args: EngineArgs) -> None:
-    """Replace `speculative_config={"method": "medusa", …}` by what vLLM runs.
+def prepare_engine_args(engine_args: EngineArgs, options: dict[str, Any]) -> None:
+    """Replace a request for the method "medusa" by what vLLM runs.
+
+    `options` are those of `speculative_config={"method": "medusa", …}`.
 
     vLLM knows the method name "custom_class" in every supported version; worker
     class and options travel in the fields made for plugins.
@@ -36,7 +38,7 @@ def prepare_engine_args(engine_args: EngineArgs) -> None:
             vLLM is unknown.
     """
     compatibility.require()
-    config = MedusaConfig.from_speculative_config(engine_args.speculative_config or {})
+    config = MedusaConfig.from_speculative_config(options)
     if engine_args.worker_cls != "auto":
         raise ConfigError(
             f"--worker-cls {engine_args.worker_cls} contradicts Medusa, which brings "
@@ -73,6 +75,7 @@ def prepare_engine_args(engine_args: EngineArgs) -> None:
             list(entry) for entry in table
         ]
     engine_args.speculative_config = speculative
+    engine_args.spec_method = engine_args.spec_model = engine_args.spec_tokens = None
     engine_args.worker_cls = WORKER
     engine_args.additional_config = {
         **(engine_args.additional_config or {}),

@@ -18,8 +18,9 @@ from vllm_medusa.verify import Verification
 class RowStore(Protocol):
     """The KV cache of some layers that share one block table."""
 
-    block_size: int
-    """Tokens per block."""
+    @property
+    def block_size(self) -> int:
+        """Tokens per block."""
 
     def move(
         self,

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import os
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 enabled = os.environ.get("VLLM_MEDUSA_TIMING") == "1"
-_seconds: Counter[str] = Counter()
-_calls: Counter[str] = Counter()
+_seconds: defaultdict[str, float] = defaultdict(float)
+_calls: defaultdict[str, int] = defaultdict(int)
 _off: AbstractContextManager[None] = nullcontext()
 
 
@@ -37,8 +37,8 @@ def _measure(part: str) -> Iterator[None]:
 def read(reset: bool = True) -> dict[str, dict[str, float]]:
     """Return {part: {"seconds": …, "calls": …}} since the last reset."""
     result = {
-        part: {"seconds": _seconds[part], "calls": float(_calls[part])}
-        for part in _seconds
+        part: {"seconds": seconds, "calls": _calls[part]}
+        for part, seconds in _seconds.items()
     }
     if reset:
         _seconds.clear()

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from vllm.v1.attention import selector
@@ -107,7 +108,7 @@ class TreeCPUAttentionImpl(CPUAttentionBackendImpl):
             )
         return output
 
-    def check_support(self, layer: torch.nn.Module, block_size: int) -> None:
+    def check_support(self, layer: Any, block_size: int) -> None:
         """Refuse what `attend` would get wrong; `layer` is the vLLM layer of this
         implementation, with `isa` set by the metadata builder.
 

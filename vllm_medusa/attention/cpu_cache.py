@@ -118,9 +118,10 @@ def _stacks(layers: list[torch.Tensor]) -> list[torch.Tensor]:
     """Group layers into views [num_layers, *layer.shape] of one allocation each."""
     stacks: list[torch.Tensor] = []
     while layers:
-        first, count, stride = layers[0], 1, layers[0].numel()
+        first, count = layers[0], 1
+        stride: int = first.numel()
         if len(layers) > 1 and _is_alike(first, layers[1]):
-            stride = layers[1].storage_offset() - first.storage_offset()
+            stride = int(layers[1].storage_offset() - first.storage_offset())
             while count < len(layers) and (
                 _is_alike(first, layers[count])
                 and layers[count].storage_offset()

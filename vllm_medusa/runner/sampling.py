@@ -31,13 +31,19 @@ def row_metadata(
     metadata: SamplingMetadata,
     # [num_rows] int64, request of each row
     owners: torch.Tensor,
+    unseeded: set[int],
 ) -> SamplingMetadata:
     """Return the metadata with one entry per row instead of one per request.
 
     For `Sampler.sample`, which reads temperature, top-p, top-k and generators.
-    Rows of one seeded request draw from its generator one after the other.
+    Rows of one seeded request draw from its generator one after the other; the
+    requests in `unseeded`, whose draws are not used, leave theirs untouched.
     """
-    generators = metadata.generators
+    generators = {
+        request: generator
+        for request, generator in metadata.generators.items()
+        if request not in unseeded
+    }
     return replace(
         metadata,
         temperature=_at(metadata.temperature, owners),

@@ -160,14 +160,15 @@ class MedusaCPUModelRunner(CPUModelRunner):
         num_drafts = torch.tensor(spec_decode_metadata.num_draft_tokens)
         # [num_reqs] int64, each request's last row of logits
         last_rows = spec_decode_metadata.bonus_logits_indices.long()
-        plain = None
+        plain, sampled_apart = None, set[int]()
         if any(self._exclusion(i) for i in range(self.input_batch.num_reqs)):
             # Requests without a tree keep vLLM's sampler with all it can do.
             plain = self.sampler(logits=logits[last_rows], sampling_metadata=metadata)
+            sampled_apart.update((num_drafts == 0).nonzero().flatten().tolist())
         # [num_rows] int64, request of each row of logits
         owners = torch.repeat_interleave(num_drafts + 1)
         drawn, _ = self.sampler.sample(
-            logits.to(torch.float32), row_metadata(metadata, owners)
+            logits.to(torch.float32), row_metadata(metadata, owners, sampled_apart)
         )
 
         requests = torch.from_numpy(trees.request_indices)
