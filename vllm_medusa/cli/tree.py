@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "spec",
         nargs="?",
         metavar="SPEC",
-        help="chain, chain:N, optimal:N, widths from head 1 down such as 4x2, a "
+        help="chain, chain:N, optimal:N, widths such as 1x7x6 (root, head 1, head 2), a "
         "published name, a JSON file or a list of paths; left out: the tree that "
         "HEADS get by default",
     )

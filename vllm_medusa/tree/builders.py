@@ -28,8 +28,8 @@ def chain(num_nodes: int) -> TokenTree:
 def cartesian(widths: Sequence[int], accuracies: Accuracies | None = None) -> TokenTree:
     """Return the full product: every node at depth d - 1 has `widths[d - 1]` children.
 
-    The first width is that of head 1: `cartesian((4, 2))` has 4 + 8 nodes. (The
-    reference's first release counted the root: its [1, 7, 6] is (7, 6) here.) The
+    The first width is that of head 1: `cartesian((4, 2))` has 4 + 8 nodes. (In the
+    text form a leading 1 stands for the root: "1x7x6" is (7, 6) here.) The
     nodes are ordered by their gain under `accuracies`, or under a prior typical
     of trained heads where the table is not given or too small.
 

@@ -19,8 +19,8 @@ _NUMBERED = re.compile(r"(chain|optimal):([0-9]{1,9})")
 _CARTESIAN = re.compile(r"[0-9]{1,9}(x[0-9]{1,9})*")
 
 POSSIBLE_TREES = (
-    "chain, chain:N, optimal:N, widths from head 1 down such as 4x2, a JSON file, a "
-    f"list of paths such as [[0],[1],[0,0]], or one of {', '.join(published_names())}"
+    "chain, chain:N, optimal:N, widths such as 1x7x6 (root, head 1, head 2), a JSON "
+    f"file, a list of paths such as [[0],[1],[0,0]], or one of {', '.join(published_names())}"
 )
 """What a tree may be, for messages and help texts."""
 
@@ -34,12 +34,13 @@ def parse_tree(
     """Return the tree that `value` describes.
 
     Args:
-        value: "chain" (over all heads), "chain:3", "4x2" (widths from head 1 down),
-            "optimal:N", a published name, a JSON file, a list of paths or its JSON
-            text.
+        value: "chain" (over all heads), "chain:3", "1x7x6" (7 guesses of head 1, 6
+            of head 2 under each; the 1 is the root, as in the reference's
+            `medusa_choices`, and may be left out before a wider level), "optimal:N",
+            a published name, a JSON file, a list of paths or its JSON text.
         num_heads: heads that there are; None if that is not known, then no depth is
             refused.
-        accuracies: table for "optimal:N" (needed there), also orders "4x2".
+        accuracies: table for "optimal:N" (needed there), also orders "1x7x6".
 
     Raises:
         TreeError: `value` is none of these, describes no valid tree, or the tree
@@ -125,7 +126,9 @@ def _build(
 
 
 def _widths(text: str) -> list[int]:
-    return [int(width) for width in text.split("x")]
+    """Return the widths from head 1 down; a leading 1 stands for the root."""
+    widths = [int(width) for width in text.split("x")]
+    return widths[1:] if widths[0] == 1 else widths
 
 
 def _unknown(text: str) -> TreeError:

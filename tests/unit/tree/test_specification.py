@@ -26,6 +26,7 @@ TABLE = [[0.5, 0.2], [0.4, 0.1], [0.3, 0.1]]
         ("chain:2", chain(2)),
         ("4", cartesian((4,))),
         ("4x2", cartesian((4, 2))),
+        ("1x7x6", cartesian((7, 6))),
         ("optimal:5", optimal(TABLE, 5)),
         ("vicuna_33b_stage1", published("vicuna_33b_stage1")),
         ("[[0], [0, 0]]", chain(2)),
@@ -60,7 +61,7 @@ def test_optimal_uses_only_the_heads_there_are():
     assert tree.max_depth == 2
 
 
-@pytest.mark.parametrize("name", ["mc_sim_7b_63", "chain:5", "1x1x1x1x1"])
+@pytest.mark.parametrize("name", ["mc_sim_7b_63", "chain:5", "1x1x1x1x1x1"])
 def test_refuses_more_depth_than_heads(name):
     with pytest.raises(TreeError, match="there are only 3 heads"):
         parse_tree(name, num_heads=3)
@@ -80,6 +81,7 @@ def test_refuses_more_depth_than_heads(name):
         ("chain:99999999999999999999", "unknown tree"),
         ("optimal:0", "1 to 1024 nodes"),
         ("4x", "unknown tree"),
+        ("1", "at least one width"),
         ("x", "unknown tree"),
         ("4x0", "width 0"),
         ("64x64", "more than 1024 nodes"),
