@@ -44,13 +44,32 @@ CHECK_TOLERANCE = 0.05
 def model_path() -> Path:
     """Return the folder of the default base model, made on the first call.
 
-    `$VLLM_MEDUSA_MODEL`, if set, names the folder instead. Two processes never make
-    it twice, and an interrupted conversion leaves no half-made folder.
+    Two processes never make it twice, and an interrupted conversion leaves no
+    half-made folder.
 
     Raises:
-        CheckpointError: the folder of `$VLLM_MEDUSA_MODEL` holds no model, the package
-            with the weights or one that unpacks it is missing, or the unpacked model
-            predicts text worse than it should.
+        CheckpointError: as `find_model`; or a package that unpacks the model is
+            missing, or the unpacked model predicts text worse than it should.
+    """
+    folder = find_model()
+    if not folder.exists():
+        from filelock import FileLock
+
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{folder}.lock"):
+            if not folder.exists():
+                _make(_gguf_file(), folder)
+    return folder
+
+
+def find_model() -> Path:
+    """Return the folder of the default base model, which may not exist yet.
+
+    `$VLLM_MEDUSA_MODEL`, if set, names the folder instead.
+
+    Raises:
+        CheckpointError: the folder of `$VLLM_MEDUSA_MODEL` holds no model, or the
+            package with the weights is missing.
     """
     if override := os.environ.get(MODEL_VARIABLE):
         folder = Path(override).expanduser()
@@ -60,17 +79,9 @@ def model_path() -> Path:
                 "config.json; set it to the folder of a model, or unset it"
             )
         return folder
-    source = _gguf_file()
+    _gguf_file()
     version = importlib.metadata.version(DISTRIBUTION)
-    folder = cache_folder() / f"{MODEL_NAME}-{version}-{CONVERSION}"
-    if not folder.exists():
-        from filelock import FileLock
-
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{folder}.lock"):
-            if not folder.exists():
-                _make(source, folder)
-    return folder
+    return cache_folder() / f"{MODEL_NAME}-{version}-{CONVERSION}"
 
 
 def heads_path() -> Path:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import importlib.util
 import sys
 from collections.abc import Sequence
 from typing import Protocol, cast
@@ -61,8 +60,6 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=__version__)
     subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
     for module in SUBCOMMANDS:
-        if importlib.util.find_spec(f"vllm_medusa.cli.{module}") is None:
-            continue  # not written yet
         subcommand = load_subcommand(module)
         subparser = subparsers.add_parser(
             subcommand.NAME,

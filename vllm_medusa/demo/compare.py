@@ -117,6 +117,9 @@ def compare(setting: Setting, progress: Callable[[str], None]) -> Report:
                 for engine in (plain, medusa) if turn % 2 == 0 else (medusa, plain):
                     sample = Sample(**engine.answer(prompt, setting.max_tokens))
                     samples.setdefault((engine, index), []).append(sample)
+        # Both at once, which halves the wait.
+        plain.finish()
+        medusa.finish()
     return Report(
         tuple(
             PromptResult(

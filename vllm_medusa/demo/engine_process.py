@@ -73,6 +73,11 @@ class EngineProcess:
         time.sleep(SETTLE_SECONDS)
         return result
 
+    def finish(self) -> None:
+        """Let the engine shut down; leaving the context waits for it."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+
     def _send(self, message: Mapping[str, Any]) -> None:
         assert self._process.stdin is not None
         try:

@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whether this installation can run Medusa, check by check (`vllm-medusa doctor`)."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib import metadata
+from typing import Literal
+
+from packaging.specifiers import SpecifierSet
+from packaging.version import Version
+
+from vllm_medusa.calibration.machine import cpu_model, openmp_library, usable_cores
+from vllm_medusa.errors import MedusaError
+
+SUPPORTED_VLLM = SpecifierSet(">=0.32,<0.34", prereleases=True)
+ENTRY_POINT = ("vllm.general_plugins", "medusa", "vllm_medusa.plugin:register")
+
+Status = Literal["ok", "note", "problem"]
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of the diagnosis; a "problem" stops Medusa, a "note" does not."""
+
+    name: str
+    status: Status
+    detail: str
+
+
+def diagnose() -> list[Check]:
+    """Run every check. Imports vLLM, so it takes some seconds."""
+    groups: tuple[Callable[[], Iterator[Check]], ...] = (
+        check_packages,
+        check_plugin,
+        check_platform,
+        check_hooks,
+        check_default_model,
+    )
+    return [check for group in groups for check in group()]
+
+
+def check_packages() -> Iterator[Check]:
+    """Versions of what Medusa needs and of what it can use."""
+    yield Check("python", "ok", platform.python_version())
+    for name in ("vllm-medusa", "torch", "transformers"):
+        version = _version(name)
+        status: Status = "ok" if version else "problem"
+        yield Check(name, status, version or "not installed")
+    yield _check_vllm(_version("vllm"))
+    for name, use in (
+        ("triton", "tree attention kernels on a GPU"),
+        ("xformers", "an attention for GPUs"),
+        ("ray", "engines over several machines"),
+    ):
+        version = _version(name)
+        yield Check(name, "ok" if version else "note", version or f"absent; for {use}")
+
+
+def _check_vllm(version: str | None) -> Check:
+    if version is None:
+        return Check(
+            "vllm",
+            "problem",
+            "not installed; `pip install 'vllm-medusa[cuda]'`, or `make setup` in a "
+            "clone on a machine without a GPU",
+        )
+    supported = Version(version) in SUPPORTED_VLLM
+    detail = version if supported else f"{version}, supported are {SUPPORTED_VLLM}"
+    return Check("vllm", "ok" if supported else "problem", detail)
+
+
+def check_plugin() -> Iterator[Check]:
+    """Will vLLM find and load the plugin?"""
+    group, name, target = ENTRY_POINT
+    found = [point.value for point in metadata.entry_points(group=group, name=name)]
+    if found == [target]:
+        yield Check("plugin", "ok", f"{group}: {name} = {target}")
+    else:
+        yield Check(
+            "plugin",
+            "problem",
+            f"{group} has {found or 'nothing'} under the name {name!r}, it should be "
+            f"{target}; reinstall vllm-medusa",
+        )
+    allowed = os.environ.get("VLLM_PLUGINS")
+    if allowed is not None and name not in allowed.split(","):
+        yield Check(
+            "VLLM_PLUGINS",
+            "problem",
+            f"{allowed!r} keeps vLLM from loading the plugin; add {name!r} or unset it",
+        )
+
+
+def check_platform() -> Iterator[Check]:
+    """The device vLLM would run on, and on a CPU what decides its speed."""
+    if _version("vllm") is None or _version("torch") is None:
+        return
+    try:
+        from vllm.platforms import current_platform
+
+        device = current_platform.device_type
+    except Exception as error:  # whatever a broken installation raises
+        yield Check("platform", "problem", f"vLLM does not import: {error}")
+        return
+    if device != "cpu":
+        status: Status = "ok" if device == "cuda" else "problem"
+        detail = f"{device}: {current_platform.get_device_name()}"
+        yield Check("platform", status, detail)
+        return
+    cores = len(usable_cores())
+    yield Check("platform", "ok", f"cpu: {cpu_model()}, {cores} cores usable")
+    yield _check_openmp()
+    yield _check_threads()
+
+
+def _check_openmp() -> Check:
+    library = openmp_library()
+    if library is None:
+        return Check(
+            "OpenMP", "note", "libiomp5.so is missing; `pip install intel-openmp`"
+        )
+    if library.name in os.environ.get("LD_PRELOAD", ""):
+        return Check("OpenMP", "ok", f"{library} preloaded")
+    return Check(
+        "OpenMP",
+        "note",
+        f"not preloaded; LD_PRELOAD={library} makes vLLM faster on several cores",
+    )
+
+
+def _check_threads() -> Check:
+    names = ("OMP_NUM_THREADS", "VLLM_CPU_OMP_THREADS_BIND", "VLLM_CPU_KVCACHE_SPACE")
+    given = [f"{name}={os.environ[name]}" for name in names if name in os.environ]
+    return Check("threads", "ok", ", ".join(given) or "vLLM's defaults")
+
+
+def check_hooks() -> Iterator[Check]:
+    """Does the installed vLLM have the functions that the plugin changes?"""
+    version = _version("vllm")
+    if version is None or Version(version) not in SUPPORTED_VLLM:
+        return
+    from vllm_medusa import compatibility
+
+    try:
+        _, *functions = compatibility.check()
+    except MedusaError as error:
+        yield Check("hooks", "problem", str(error))
+        return
+    for finding in functions:
+        if not finding.ok:
+            yield Check(f"hook {finding.name}", "problem", finding.detail)
+    fitting = sum(finding.ok for finding in functions)
+    if fitting == len(functions):
+        yield Check("hooks", "ok", f"all {fitting} functions of vLLM are as expected")
+
+
+def check_default_model() -> Iterator[Check]:
+    """Are the default model and its heads there? Other models need neither."""
+    from vllm_medusa.default_model import find_model, heads_path
+
+    for name, find in (("default model", find_model), ("default heads", heads_path)):
+        try:
+            yield Check(name, "ok", str(find()))
+        except MedusaError as error:
+            yield Check(name, "note", str(error))
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
