@@ -37,8 +37,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "spec",
         nargs="?",
         metavar="SPEC",
-        help="chain, chain:N, optimal:N, widths such as 1x7x6 (root, head 1, head 2), a "
-        "published name, a JSON file or a list of paths; left out: the tree that "
+        help="chain, chain:N, optimal:N, widths such as 1x7x6 (root, head 1, head 2), "
+        "a published name, a JSON file or a list of paths; left out: the tree that "
         "HEADS get by default",
     )
     show.add_argument(

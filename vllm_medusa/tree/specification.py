@@ -20,7 +20,8 @@ _CARTESIAN = re.compile(r"[0-9]{1,9}(x[0-9]{1,9})*")
 
 POSSIBLE_TREES = (
     "chain, chain:N, optimal:N, widths such as 1x7x6 (root, head 1, head 2), a JSON "
-    f"file, a list of paths such as [[0],[1],[0,0]], or one of {', '.join(published_names())}"
+    "file, a list of paths such as [[0],[1],[0,0]], or one of "
+    f"{', '.join(published_names())}"
 )
 """What a tree may be, for messages and help texts."""
 
