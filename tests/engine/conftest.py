@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tiny models, their heads and their plain text, each made once per session."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from tests.engine.support.engines import engine, generate, greedy, token_ids
+from tests.engine.support.heads import FittedHeads, fit_heads, save_fitted
+from tests.engine.support.models import VOCAB_SIZE, build_model
+from tests.engine.support.prompts import random_prompts
+
+PLAIN_TOKENS = 64
+"""Length of each plain text: a shorter greedy text is its beginning."""
+
+
+@dataclass(frozen=True)
+class TinyModel:
+    """A tiny base model and heads fitted to it."""
+
+    family: str
+    path: Path
+    heads: Path
+    fitted: FittedHeads
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], TinyModel]:
+    """Make the tiny model of a family with its heads, once."""
+
+    @cache
+    def make(family: str) -> TinyModel:
+        folder = tmp_path_factory.mktemp(family)
+        path = build_model(family, folder / "model")
+        fitted = fit_heads(path)
+        heads = save_fitted(fitted, folder / "heads")
+        return TinyModel(family, path, heads, fitted)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def llama(tiny: Callable[[str], TinyModel]) -> TinyModel:
+    return tiny("llama")
+
+
+@pytest.fixture(scope="session")
+def prompts() -> list[list[int]]:
+    """Prompts of 1 to 150 random tokens, across several KV blocks."""
+    return random_prompts(120, VOCAB_SIZE, longest=150)
+
+
+@pytest.fixture(scope="session")
+def plain(llama: TinyModel, prompts: list[list[int]]) -> list[list[int]]:
+    """What vLLM without Medusa answers to `prompts`, greedily."""
+    with engine(llama.path) as llm:
+        return token_ids(generate(llm, prompts, greedy(PLAIN_TOKENS)))

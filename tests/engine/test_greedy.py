@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Greedy text is token for token that of plain vLLM, however the engine is set up."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.engine.conftest import PLAIN_TOKENS, TinyModel
+from tests.engine.support.engines import engine, generate, greedy, stats, token_ids
+
+pytestmark = pytest.mark.engine
+
+TREE = "optimal:12"
+
+
+@pytest.mark.parametrize("max_num_seqs", [1, 4, 16])
+@pytest.mark.parametrize("prefix_caching", [False, True])
+@pytest.mark.parametrize(
+    "chunks",
+    [
+        # Every prompt is prefilled whole, in a step of its own or with others.
+        {"enable_chunked_prefill": False, "max_num_batched_tokens": 512},
+        # Tree rows take their share first, prompts come in small pieces beside them.
+        {"enable_chunked_prefill": True, "max_num_batched_tokens": 48},
+    ],
+    ids=["whole", "chunked"],
+)
+def test_engine_options(
+    llama: TinyModel,
+    prompts: list[list[int]],
+    plain: list[list[int]],
+    max_num_seqs: int,
+    prefix_caching: bool,
+    chunks: dict[str, Any],
+) -> None:
+    # One request at a time takes long: it gets fewer prompts.
+    count = {1: 24, 4: 60, 16: 120}[max_num_seqs]
+    length = PLAIN_TOKENS if max_num_seqs == 16 else PLAIN_TOKENS // 2
+    options = dict(chunks)
+    if chunks["enable_chunked_prefill"]:
+        # A budget below the rows of 16 trees would cut most of them.
+        options["max_num_batched_tokens"] += 13 * max_num_seqs
+    with engine(
+        llama.path,
+        {"model": llama.heads, "tree": TREE},
+        max_num_seqs=max_num_seqs,
+        enable_prefix_caching=prefix_caching,
+        **options,
+    ) as llm:
+        texts = token_ids(generate(llm, prompts[:count], greedy(length)))
+        counters = stats(llm)
+    assert texts == [text[:length] for text in plain[:count]]
+    # Trees were verified, nodes accepted, and some accepted rows had to move.
+    assert counters["accepted"] > 0.5 * counters["trees"]
+    assert counters["moved"] > 0
+
+
+def test_token_budget_cuts_trees(
+    llama: TinyModel, prompts: list[list[int]], plain: list[list[int]]
+) -> None:
+    """A token budget far below the rows of all trees: many steps verify cut trees."""
+    with engine(
+        llama.path,
+        {"model": llama.heads, "tree": TREE},
+        max_num_seqs=8,
+        max_num_batched_tokens=40,
+        enable_chunked_prefill=True,
+    ) as llm:
+        texts = token_ids(generate(llm, prompts[:60], greedy(32)))
+        counters = stats(llm)
+    assert texts == [text[:32] for text in plain[:60]]
+    assert counters["nodes"] < 12 * counters["trees"], "no tree was cut"
+    assert counters["accepted"] > 0
+
+
+@pytest.mark.parametrize("block_size", [32, 128])
+def test_long_context(llama: TinyModel, block_size: int) -> None:
+    """Text that crosses many block boundaries, at two block sizes."""
+    prompt = [
+        [3 + (7 * i) % 300 for i in range(n)] for n in (31, 32, 33, 127, 128, 250)
+    ]
+    options = {"block_size": block_size, "max_model_len": 512}
+    with engine(llama.path, **options) as llm:
+        expected = token_ids(generate(llm, prompt, greedy(200)))
+    with engine(llama.path, {"model": llama.heads, "tree": TREE}, **options) as llm:
+        assert token_ids(generate(llm, prompt, greedy(200))) == expected
+        assert stats(llm)["moved"] > 0
