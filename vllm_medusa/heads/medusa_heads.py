@@ -22,13 +22,22 @@ class MedusaHeads(nn.Module):
     each further layer, one product for all vocabulary projections. A model's logit
     scale or soft-cap is not applied: it doesn't change the order of the tokens, and
     the heads were trained without it.
+
+    Attributes:
+        spec: the heads' architecture.
+        vocab_size: number of tokens the heads can guess.
     """
 
     def __init__(
-        self, spec: HeadsSpec, blocks: FusedBlocks, projection: FusedProjection
+        self,
+        spec: HeadsSpec,
+        blocks: FusedBlocks,
+        projection: FusedProjection,
+        vocab_size: int,
     ) -> None:
         super().__init__()
         self.spec = spec
+        self.vocab_size = spec.draft_vocab_size or vocab_size
         self.blocks = blocks
         self.projection = projection
 
@@ -93,7 +102,7 @@ class MedusaHeads(nn.Module):
         blocks = FusedBlocks(
             spec, checkpoint.tensors, parallel, dtype=dtype, device=device
         )
-        return cls(spec, blocks, projection)
+        return cls(spec, blocks, projection, vocab_size)
 
     # hidden: [batch, hidden_size], last hidden state after the final norm
     def top_k(
@@ -114,5 +123,9 @@ class MedusaHeads(nn.Module):
         if not 1 <= num_heads <= self.spec.num_heads:
             raise ConfigError(
                 f"num_heads is {num_heads}, but there are {self.spec.num_heads} heads"
+            )
+        if not 1 <= k <= self.vocab_size:
+            raise ConfigError(
+                f"k is {k}, but the heads guess over {self.vocab_size} tokens"
             )
         return self.projection.top_k(self.blocks(hidden, num_heads), k)

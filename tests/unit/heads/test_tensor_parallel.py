@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Two ranks over gloo give what one rank gives, for every kind of heads."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+
+from tests.unit.heads.support import (
+    HIDDEN,
+    VOCAB,
+    TinyModel,
+    all_specs,
+    lm_head_weight,
+    make_checkpoint,
+    make_spec,
+)
+from vllm_medusa.heads import HeadsSpec, ReferenceHeads
+
+BATCH = 3
+# More than one rank's part of the vocabulary in the last case.
+CASES: list[tuple[HeadsSpec, int, int, bool]] = [
+    *((spec, 3, 10, False) for spec in all_specs()),
+    (make_spec("residual", "shared", mapped=False, num_heads=8), 8, 10, True),
+    (make_spec("mlp", "shared", mapped=True, num_heads=8), 5, 10, True),
+    (make_spec("mlp", "shared", mapped=False), 2, VOCAB, False),
+    (make_spec("mlp", "own", mapped=True), 2, 120, False),
+]
+
+
+def lm_head_bias() -> torch.Tensor:
+    return torch.linspace(-2, 2, VOCAB)
+
+
+def hidden_states() -> torch.Tensor:
+    return torch.randn(BATCH, HIDDEN, generator=torch.Generator().manual_seed(2))
+
+
+def run_rank(rank: int, size: int, folder: str) -> None:
+    """Body of one process: every case on this rank, results to a file."""
+    torch.set_num_threads(1)
+    # Names the shared memory that vLLM's CPU ranks talk through.
+    os.environ["VLLM_DIST_IDENT"] = folder.replace("/", "_")
+    from vllm.config import VllmConfig, set_current_vllm_config
+    from vllm.distributed import (
+        cleanup_dist_env_and_memory,
+        init_distributed_environment,
+        initialize_model_parallel,
+    )
+
+    from vllm_medusa.heads import MedusaHeads
+
+    results = []
+    with set_current_vllm_config(VllmConfig()), torch.inference_mode():
+        init_distributed_environment(size, rank, f"file://{folder}/init", rank, "gloo")
+        initialize_model_parallel(size, 1)
+        for spec, num_heads, k, bias in CASES:
+            base = TinyModel(lm_head_weight(), lm_head_bias() if bias else None)
+            heads = MedusaHeads.from_checkpoint(make_checkpoint(spec), base)
+            results.append(heads.top_k(hidden_states(), num_heads, k))
+    torch.save(results, f"{folder}/{rank}.pt")
+    cleanup_dist_env_and_memory()
+
+
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> list[list]:
+    folder: Path = tmp_path_factory.mktemp("ranks")
+    mp.spawn(run_rank, args=(2, str(folder)), nprocs=2)
+    return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
+
+
+def expected(
+    spec: HeadsSpec, num_heads: int, k: int, bias: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    checkpoint = make_checkpoint(spec)
+    reference = ReferenceHeads.from_tensors(spec, checkpoint.tensors)
+    token_map = checkpoint.tensors.get("token_map", torch.arange(VOCAB))
+    with torch.inference_mode():
+        logits = reference(hidden_states(), lm_head_weight())[:, :num_heads]
+        if bias:
+            logits = logits + lm_head_bias()[token_map]
+        best = logits.log_softmax(-1).topk(k)
+    return best.values, token_map[best.indices]
+
+
+@pytest.mark.parametrize("case", range(len(CASES)))
+def test_two_ranks_equal_one(two_ranks, case):
+    log_probs, token_ids = expected(*CASES[case])
+    for rank in range(2):
+        values, ids = two_ranks[rank][case]
+        torch.testing.assert_close(values, log_probs, atol=1e-5, rtol=1e-5)
+        assert torch.equal(ids, token_ids)
