@@ -79,14 +79,16 @@ def engine_environment(
 ) -> dict[str, str]:
     """Variables for the fastest plain vLLM on a CPU, to add to a worker's own.
 
-    `bind` is vLLM's VLLM_CPU_OMP_THREADS_BIND (default: one thread on each core this
-    process may use; "nobind" for a busy machine). A KV cache of 1 GiB unless
-    `environment` (default `os.environ`) says otherwise.
+    `bind` is vLLM's VLLM_CPU_OMP_THREADS_BIND; without it `environment` (default
+    `os.environ`) decides, else one thread is bound to each core this process may use.
+    A KV cache of 1 GiB unless `environment` says otherwise.
     """
     given = os.environ if environment is None else environment
     cores = ",".join(str(core) for core in usable_cores())
     variables = {
-        "VLLM_CPU_OMP_THREADS_BIND": bind or cores,
+        "VLLM_CPU_OMP_THREADS_BIND": bind
+        or given.get("VLLM_CPU_OMP_THREADS_BIND")
+        or cores,
         "VLLM_CPU_KVCACHE_SPACE": given.get("VLLM_CPU_KVCACHE_SPACE") or "1",
         "TOKENIZERS_PARALLELISM": "false",
     }
