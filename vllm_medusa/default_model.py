@@ -7,13 +7,13 @@ Q4_1, Apache-2.0), unpacked once to a safetensors folder in the user's cache.
 
 from __future__ import annotations
 
-import importlib.metadata
-import importlib.util
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
 import vllm_medusa
@@ -80,8 +80,7 @@ def find_model() -> Path:
             )
         return folder
     _gguf_file()
-    version = importlib.metadata.version(DISTRIBUTION)
-    return cache_folder() / f"{MODEL_NAME}-{version}-{CONVERSION}"
+    return cache_folder() / f"{MODEL_NAME}-{version(DISTRIBUTION)}-{CONVERSION}"
 
 
 def heads_path() -> Path:
@@ -108,7 +107,7 @@ def cache_folder() -> Path:
 
 
 def _gguf_file() -> Path:
-    spec = importlib.util.find_spec(DISTRIBUTION.replace("-", "_"))
+    spec = find_spec(DISTRIBUTION.replace("-", "_"))
     for folder in (spec.submodule_search_locations or []) if spec else []:
         if files := sorted(Path(folder).glob("*.gguf")):
             return files[0]
@@ -121,7 +120,7 @@ def _gguf_file() -> Path:
 
 def _make(source: Path, folder: Path) -> None:
     for module in ("gguf", "accelerate"):
-        if importlib.util.find_spec(module) is None:
+        if find_spec(module) is None:
             raise CheckpointError(
                 f"unpacking the default model needs the package {module}; "
                 "get it with `pip install 'vllm-medusa[train]'`"

@@ -52,8 +52,8 @@ def check_packages() -> Iterator[Check]:
         yield Check(name, status, version or "not installed")
     yield _check_vllm(_version("vllm"))
     for name, use in (
-        ("triton", "tree attention kernels on a GPU"),
-        ("xformers", "an attention for GPUs"),
+        ("triton", "vLLM on a GPU"),
+        ("xformers", "tree attention on a GPU"),
         ("ray", "engines over several machines"),
     ):
         version = _version(name)
