@@ -28,7 +28,8 @@ SIDE_FILES = (
     "batch_table.json",
 )
 _SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
-_HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$")
+# At most 96 characters, as the hub has it.
+_HUB_ID = re.compile(r"^(?=.{1,96}$)[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$")
 
 
 def resolve_heads(name: str | Path, revision: str | None = None) -> Path:
@@ -47,20 +48,28 @@ def resolve_heads(name: str | Path, revision: str | None = None) -> Path:
         from vllm_medusa.default_model import heads_path
 
         return Path(heads_path())
-    path = Path(name).expanduser()
-    if path.exists():
+    path, text = Path(name).expanduser(), str(name)
+    if text and _exists(path):
         if revision is not None:
             raise CheckpointError(
                 f"revision {revision!r} is for Hugging Face ids, but {path} is local"
             )
         return path
-    text = str(name)
     if path.suffix in _SUFFIXES or not _HUB_ID.match(text):
         raise CheckpointError(
             f"heads {text!r} do not exist: give a folder, a tensor file, a Hugging "
             "Face id (organisation/name) or 'default'"
         )
-    return _fetch(text, revision)
+    from vllm_medusa.checkpoint.hub import fetch_heads
+
+    return fetch_heads(text, revision)
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # the name is too long for a file
+        return False
 
 
 def choose_weights(names: Collection[str]) -> str | None:
@@ -125,54 +134,3 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} holds no JSON object")
     return content
-
-
-def _fetch(repository: str, revision: str | None) -> Path:
-    """Download config, side files and the shards that hold heads."""
-    from huggingface_hub import HfApi, hf_hub_download, snapshot_download
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HfHubHTTPError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
-
-    label = repository if revision is None else f"{repository}@{revision}"
-    try:
-        info = HfApi().model_info(repository, revision=revision)
-        names = {entry.rfilename for entry in info.siblings or []}
-        chosen = choose_weights(names)
-        if chosen is None:
-            raise CheckpointError(f"{label} holds no file of Medusa heads")
-        # One commit for all files, should the branch move meanwhile.
-        wanted = [name for name in SIDE_FILES if name in names] + [chosen]
-        files = [
-            Path(hf_hub_download(repository, name, revision=info.sha))
-            for name in wanted
-        ]
-        if chosen.endswith(".index.json"):
-            for shard in heads_shards(files[-1]):
-                hf_hub_download(repository, shard, revision=info.sha)
-        return files[-1].parent
-    except GatedRepoError as error:
-        raise CheckpointError(
-            f"{label} is gated: ask for access, then set HF_TOKEN"
-        ) from error
-    except RevisionNotFoundError as error:
-        raise CheckpointError(f"{repository} has no revision {revision!r}") from error
-    except RepositoryNotFoundError as error:
-        raise CheckpointError(
-            f"heads {label!r} are neither a local path nor a Hugging Face repository "
-            "you can read"
-        ) from error
-    except (HfHubHTTPError, OSError) as unreachable:
-        try:
-            return Path(
-                snapshot_download(repository, revision=revision, local_files_only=True)
-            )
-        except (LocalEntryNotFoundError, OSError) as error:
-            raise CheckpointError(
-                f"heads {label!r} are no local path, not in the Hugging Face cache, "
-                f"and the hub is unreachable ({type(unreachable).__name__})"
-            ) from error
