@@ -27,7 +27,7 @@ TREES: dict[str, tuple[dict[str, Any], int]] = {
     # options, number of nodes
     "chain": ({"tree": "chain"}, 4),
     "one node": ({"tree": "chain:1"}, 1),
-    "cartesian": ({"tree": "1x3x2"}, 1 + 3 + 6),
+    "cartesian": ({"tree": "1x3x2"}, 3 + 6),
     "wide": ({"tree": [[rank] for rank in range(10)]}, 10),
     "published": ({"tree": "mc_sim_7b_63"}, 63),
     "optimal": ({"tree": "optimal:24"}, 24),
