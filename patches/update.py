@@ -101,11 +101,6 @@ def update(root: Path, version: str, since: Path, folder: Path) -> list[str]:
     problems = []
     kept = {}
     functions = json.loads((since / "hooks.json").read_text())["functions"]
-    old_patches = {
-        function: (since / patch_name(function)).read_text()
-        for function, entry in functions.items()
-        if entry["kind"] == "changes"
-    }
     folder.mkdir(exist_ok=True)
     for function, entry in functions.items():
         source = written_source(root, function, entry.get("through"))
@@ -117,11 +112,15 @@ def update(root: Path, version: str, since: Path, folder: Path) -> list[str]:
         kept[function] = entry
         if known != entry["sha256"]:
             print(f"{function}: differs from that in {since.name}")
-        if function not in old_patches:
+        if entry["kind"] != "changes":
+            continue
+        old_patch = since / patch_name(function)
+        if not old_patch.exists():
+            problems.append(f"{function}: has no patch")
             continue
         file = module_file(root, function.partition(":")[0])
         path = file.relative_to(root).as_posix()
-        after = apply(old_patches[function], root, path)
+        after = apply(old_patch.read_text(), root, path)
         if after is None:
             problems.append(f"{function}: the patch does not apply")
             continue
