@@ -82,7 +82,9 @@ def test_base_without_chat_template_is_refused(tmp_path: Path) -> None:
         Generator(plain, engine_options())
 
 
-def test_command_writes_all_files_and_goes_on(base: Path, tmp_path: Path) -> None:
+def test_command_writes_all_files_and_goes_on(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("\n".join(f"tell me of {n} things" for n in range(60)))
     questions = tmp_path / "questions.jsonl"
@@ -92,7 +94,7 @@ def test_command_writes_all_files_and_goes_on(base: Path, tmp_path: Path) -> Non
     output, work = tmp_path / "heads", tmp_path / "work"
     command = (
         f"train {base} --output {output} --work {work} --prompts {prompts} "
-        f"--evaluation-prompts {questions} --tokens 1000 --answer-tokens 24 "
+        f"--evaluation-prompts {questions} --tokens 9999 --answer-tokens 24 "
         "--round 16 --max-model-len 256 --generate-dtype float32 --held-out 0.2 "
         "--num-heads 2 --intermediate-size 32 --projection single --draft-vocab 64 "
         "--epochs 2 --batch-size 64 --tree-nodes 5 --seed 3"
@@ -116,8 +118,9 @@ def test_command_writes_all_files_and_goes_on(base: Path, tmp_path: Path) -> Non
     assert len({answer.prompt for answer in answers}) == len(answers) == 60
     assert {answer.temperature for answer in answers} == {0.0, 0.7}
 
-    # again: nothing is left to do, the same heads come out
+    # again: nothing is left to do, no engine starts, the same heads come out
     before = (output / "model.safetensors").read_bytes()
+    monkeypatch.setattr("vllm_medusa.train.pipeline.Generator", None)
     assert main(command) == 0
     assert (output / "model.safetensors").read_bytes() == before
     assert len(AnswerStore(work / "answers").answers) == 60

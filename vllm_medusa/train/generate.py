@@ -8,7 +8,6 @@ import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +60,7 @@ class GenerateOptions:
     dtype: str = "bfloat16"
     max_model_len: int = 1024
     max_num_seqs: int = 160
-    kv_cache_gib: float = 3.0
+    kv_cache_gib: float = 1.5
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -246,6 +245,26 @@ def fill_store(
         on_round(store.num_tokens)
 
 
+def is_filled(
+    store: AnswerStore,
+    options: GenerateOptions,
+    prompts: Sequence[tuple[str, str]] | None,
+) -> bool:
+    """Whether `fill_store` would find nothing to do: then no engine is needed."""
+    if store.ranges_without_states(options.round_size):
+        return False
+    return store.num_tokens >= options.num_tokens or (
+        prompts is not None and not _unanswered(store, prompts)
+    )
+
+
+def _unanswered(
+    store: AnswerStore, prompts: Sequence[tuple[str, str]]
+) -> list[tuple[str, str]]:
+    answered = {(answer.prompt, answer.source) for answer in store.answers}
+    return [pair for pair in prompts if pair not in answered]
+
+
 def _rounds(
     store: AnswerStore,
     generator: Generator,
@@ -253,11 +272,10 @@ def _rounds(
 ) -> Iterator[list[tuple[str, str]]]:
     """Batches of prompts not yet answered."""
     size = generator.options.round_size
-    answered = {(answer.prompt, answer.source) for answer in store.answers}
     if prompts is not None:
-        remaining = (pair for pair in prompts if pair not in answered)
-        while batch := list(islice(remaining, size)):
-            yield batch
+        remaining = _unanswered(store, prompts)
+        for begin in range(0, len(remaining), size):
+            yield remaining[begin : begin + size]
         return
     # The number of answers makes a resumed run go on with other prompts.
     rng = random.Random(f"{generator.options.seed}-{len(store.answers)}")

@@ -58,7 +58,6 @@ class TrainOptions:
         answers: files of answers made earlier, to be included.
         evaluation_prompts: file of prompts to measure on, answered greedily in
             float32 and never trained on.
-        evaluation_tokens: longest answer to one of them.
         held_out: share of the prompts whose answers are not trained on.
         tree_nodes: nodes of the tree written beside the heads.
         generate: how answers are made.
@@ -76,7 +75,6 @@ class TrainOptions:
     prompts: tuple[Path, ...] = ()
     answers: tuple[Path, ...] = ()
     evaluation_prompts: Path | None = None
-    evaluation_tokens: int = 256
     held_out: float = 0.02
     tree_nodes: int = 8
     generate: GenerateOptions = field(default_factory=GenerateOptions)

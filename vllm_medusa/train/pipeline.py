@@ -21,7 +21,7 @@ from vllm_medusa.errors import ConfigError
 from vllm_medusa.train.answers import Answer, read_answers
 from vllm_medusa.train.base import make_spec, read_lm_head
 from vllm_medusa.train.curve import check_matplotlib
-from vllm_medusa.train.generate import Generator, fill_store
+from vllm_medusa.train.generate import Generator, fill_store, is_filled
 from vllm_medusa.train.heads import TrainableHeads
 from vllm_medusa.train.measure import (
     accuracies,
@@ -84,8 +84,8 @@ def train(
     progress.stage("training", trainer.num_steps)
     trainer.fit(lambda step, _: progress.advance_to(step))
     trained = time.time()
-    tables, reports = measure_all(heads, held_out, evaluation)
-    shipped = mean_table([report["accuracy_before_loops"] for report in tables])
+    reports = measure_all(heads, held_out, evaluation)
+    shipped = mean_table([report["accuracy_before_loops"] for report in reports])
     recipe = {
         "command": list(command),
         "date": datetime.date.today().isoformat(),
@@ -109,7 +109,7 @@ def train(
         base_name=options.base_name or options.model,
         accuracies={
             "accuracy": shipped,
-            "num_positions": sum(report["positions"] for report in tables),
+            "num_positions": sum(r["positions_before_loops"] for r in reports),
             "source": source_text(options),
         },
         tree=optimal(shipped, options.tree_nodes),
@@ -139,8 +139,7 @@ def make_answers(options: TrainOptions, progress: Progress) -> None:
     if not store.answers:
         store.add(included)
     generate = options.generate
-    size = generate.round_size
-    if store.num_tokens < generate.num_tokens or store.ranges_without_states(size):
+    if not is_filled(store, generate, prompts):
         progress.stage("answers", generate.num_tokens)
         progress.advance_to(store.num_tokens)
         generator = Generator(options.model, generate)
@@ -148,17 +147,16 @@ def make_answers(options: TrainOptions, progress: Progress) -> None:
         _close(generator)
     if questions is None:
         return
+    # float32 as the benchmarks serve it, and greedy.
+    exact = replace(
+        generate,
+        temperatures=(0.0,),
+        dtype="float32",
+        num_tokens=len(questions) * generate.max_answer_tokens + 1,
+    )
     store = AnswerStore(options.work / "evaluation")
-    if len(store.answers) < len(questions):
+    if not is_filled(store, exact, questions):
         progress.stage("evaluation answers", len(questions))
-        # float32 as the benchmarks serve it, and greedy.
-        exact = replace(
-            generate,
-            temperatures=(0.0,),
-            max_answer_tokens=options.evaluation_tokens,
-            dtype="float32",
-            num_tokens=len(questions) * options.evaluation_tokens + 1,
-        )
         generator = Generator(options.model, exact)
         fill_store(store, generator, questions)
         progress.advance_to(len(store.answers))
@@ -221,35 +219,26 @@ def _side(answer: Answer, forbidden: set[str], held_out: float) -> int:
     return int(zlib.crc32(prompt.encode()) / 2**32 >= held_out)
 
 
-def measure_all(
-    heads: TrainableHeads, *corpora: Corpus | None
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Measure on each corpus: tables for accuracies.json, reports for the recipe."""
-    tables, reports = [], []
+def measure_all(heads: TrainableHeads, *corpora: Corpus | None) -> list[dict[str, Any]]:
+    """Accuracies and tokens per step on each corpus that is there."""
+    reports = []
     for corpus in corpora:
         if corpus is None:
             continue
         ranks = rank_of_truth(heads, corpus)
         clean = before_loops(corpus)
-        table = {
-            "positions": int(clean.sum()),
-            "accuracy_before_loops": accuracies(ranks, clean),
-        }
+        clean_table = accuracies(ranks, clean)
         trees: dict[str, TokenTree] = {
             f"chain:{depth}": chain(depth)
             for depth in range(1, heads.spec.num_heads + 1)
         }
-        trees |= {
-            f"optimal:{size}": optimal(table["accuracy_before_loops"], size)
-            for size in TREE_SIZES
-        }
-        tables.append(table)
+        trees |= {f"optimal:{size}": optimal(clean_table, size) for size in TREE_SIZES}
         reports.append(
             {
                 "positions": len(corpus),
-                "positions_before_loops": table["positions"],
+                "positions_before_loops": int(clean.sum()),
                 "accuracy": accuracies(ranks),
-                "accuracy_before_loops": table["accuracy_before_loops"],
+                "accuracy_before_loops": clean_table,
                 "tokens_per_step": {
                     name: round(tokens_per_step(ranks, tree), 3)
                     for name, tree in trees.items()
@@ -260,7 +249,7 @@ def measure_all(
                 },
             }
         )
-    return tables, reports
+    return reports
 
 
 def mean_table(tables: Sequence[list[list[float]]]) -> list[list[float]]:

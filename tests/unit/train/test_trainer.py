@@ -24,7 +24,7 @@ OPTIONS = FitOptions(
 )
 
 
-class Interrupted(Exception):
+class InterruptionError(Exception):
     pass
 
 
@@ -44,9 +44,9 @@ def test_resumed_run_gives_the_same_weights(tmp_path: Path) -> None:
 
     def interrupt(step: int, num_steps: int) -> None:
         if step == 25:
-            raise Interrupted
+            raise InterruptionError
 
-    with pytest.raises(Interrupted):
+    with pytest.raises(InterruptionError):
         trainer(tmp_path / "cut").fit(interrupt)
     resumed = trainer(tmp_path / "cut")
     assert resumed.step == 21  # the last checkpoint before the interruption
