@@ -42,7 +42,7 @@ class StackedLinear(nn.Module):
         weight = self.weight[:num_heads].flatten(0, 1)
         bias = None if self.bias is None else self.bias[:num_heads].flatten()
         y = F.linear(x, weight, bias)
-        return y.view(x.shape[0], num_heads, -1).transpose(0, 1)
+        return y.unflatten(-1, (num_heads, -1)).transpose(0, 1)
 
     # x: [num_heads, batch, in]
     def from_each(self, x: torch.Tensor) -> torch.Tensor:

@@ -12,9 +12,9 @@ from torch import nn
 from vllm_medusa.checkpoint import HeadsCheckpoint
 from vllm_medusa.heads import HeadsSpec
 
-# Not a multiple of vLLM's vocabulary padding (64), nor of two ranks.
+# No multiples of vLLM's vocabulary padding (64), nor of two ranks.
 VOCAB = 165
-HIDDEN = 24
+HIDDEN = 25
 DRAFT_VOCAB = 131
 
 BLOCKS = ("residual", "mlp", "layernorm")

@@ -41,7 +41,7 @@ def check_against_reference(heads, checkpoint, lm_head, *, batch, num_heads, k):
 def test_equals_the_reference(spec):
     checkpoint, weight = make_checkpoint(spec), lm_head_weight()
     heads = MedusaHeads.from_checkpoint(checkpoint, TinyModel(weight, None))
-    for batch, num_heads in ((1, 3), (5, 3), (5, 1), (1, 2)):
+    for batch, num_heads in ((1, 3), (5, 3), (5, 1), (1, 2), (0, 3)):
         check_against_reference(
             heads, checkpoint, weight, batch=batch, num_heads=num_heads, k=10
         )
@@ -118,7 +118,7 @@ def test_log_probabilities_are_those_of_a_distribution():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"hidden_size": HIDDEN + 8}, "hidden size 32 cannot read TinyModel"),
+        ({"hidden_size": HIDDEN + 8}, "hidden size 33 cannot read TinyModel"),
         ({"vocab_size": VOCAB + 1}, "vocabulary of 166 tokens do not fit"),
     ],
 )

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,13 +23,16 @@ from tests.unit.heads.support import (
 from vllm_medusa.heads import HeadsSpec, ReferenceHeads
 
 BATCH = 3
-# More than one rank's part of the vocabulary in the last case.
 CASES: list[tuple[HeadsSpec, int, int, bool]] = [
     *((spec, 3, 10, False) for spec in all_specs()),
     (make_spec("residual", "shared", mapped=False, num_heads=8), 8, 10, True),
     (make_spec("mlp", "shared", mapped=True, num_heads=8), 5, 10, True),
+    # More guesses than one rank has tokens.
     (make_spec("mlp", "shared", mapped=False), 2, VOCAB, False),
     (make_spec("mlp", "own", mapped=True), 2, 120, False),
+    # The second rank has no token at all.
+    (replace(make_spec("mlp", "shared", mapped=True), draft_vocab_size=1), 2, 1, False),
+    (replace(make_spec("mlp", "own", mapped=True), draft_vocab_size=1), 2, 1, False),
 ]
 
 
