@@ -44,11 +44,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--model",
+        default="default",
         metavar="MODEL",
         help="base model, folder or hub id (default: SmolLM2-135M-Instruct)",
     )
     parser.add_argument(
         "--heads",
+        default="default",
         metavar="HEADS",
         help="Medusa heads for it, folder or hub id (default: those for the default "
         "model)",
@@ -74,10 +76,10 @@ def run(args: argparse.Namespace) -> int:
     )
     from vllm_medusa.files import atomic_path
 
-    _check_pair(args)
+    model, heads = _model_and_heads(args.model, args.heads)
     setting = Setting(
-        model=args.model or _default("model"),
-        heads=args.heads or _default("heads"),
+        model=model,
+        heads=heads,
         prompts=read_prompts(args.prompts or DEFAULT_PROMPTS),
         max_tokens=args.max_tokens,
         rounds=args.rounds,
@@ -85,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
     )
     console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
     machine = describe_machine() | {"load": os.getloadavg()[0]}
-    _print_setting(console, machine, setting.model, setting.heads)
+    _print_setting(console, machine, model, heads)
     with console.status("starting") as status:
         report = compare(
             setting,
@@ -94,8 +96,8 @@ def run(args: argparse.Namespace) -> int:
     _print_report(console, report)
     if args.json:
         content = {
-            "model": setting.model,
-            "heads": setting.heads,
+            "model": model,
+            "heads": heads,
             "dtype": setting.dtype,
             "max_tokens": setting.max_tokens,
             "machine": machine,
@@ -106,20 +108,19 @@ def run(args: argparse.Namespace) -> int:
     return 0 if report.identical else 1
 
 
-def _check_pair(args: argparse.Namespace) -> None:
+def _model_and_heads(model: str, heads: str) -> tuple[str, str]:
+    from vllm_medusa.default_model import heads_path, model_path
     from vllm_medusa.errors import ConfigError
 
-    if args.model and not args.heads:
+    if model != "default" and heads == "default":
         raise ConfigError(
-            f"--model {args.model} needs --heads: heads fit only the model that they "
-            "were trained for"
+            f"--model {model} needs --heads: heads fit only the model that they were "
+            "trained for"
         )
-
-
-def _default(what: str) -> str:
-    from vllm_medusa.default_model import heads_path, model_path
-
-    return str(model_path() if what == "model" else heads_path())
+    return (
+        str(model_path()) if model == "default" else model,
+        str(heads_path()) if heads == "default" else heads,
+    )
 
 
 def _print_setting(

@@ -24,7 +24,8 @@ _EXIT_SECONDS = 20
 
 
 class EngineError(MedusaError):
-    """An engine did not start or died; the message ends with the end of its log."""
+    """An engine refused its arguments (the message is its own), did not start, or
+    died (the message ends with the end of its log)."""
 
 
 class EngineProcess:
@@ -92,6 +93,8 @@ class EngineProcess:
         if not line:
             raise self._failure("ended without an answer")
         message: dict[str, Any] = json.loads(line)
+        if "refusal" in message:
+            raise EngineError(message["refusal"])
         if "error" in message:
             raise self._failure(f"failed with {message['error']}")
         return message

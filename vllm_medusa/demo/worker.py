@@ -3,7 +3,8 @@
 
 The first line on stdin holds the arguments of `vllm.LLM` as JSON, every later one
 `{"prompt", "max_tokens"}`. Each line is answered by one on stdout: `{"seconds"}` for
-the first, `answer(...)` for the others, `{"error"}` if it failed.
+the first, `answer(...)` for the others. A failure is `{"error"}`, bad input that the
+user can mend `{"refusal"}`.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import time
 from typing import IO, TYPE_CHECKING, Any
 
 from vllm_medusa.calibration.steps import speculation_counters
+from vllm_medusa.errors import MedusaError
 
 if TYPE_CHECKING:
     from vllm import LLM
@@ -86,6 +88,9 @@ def main() -> None:
         reply({"seconds": time.perf_counter() - start})
         for line in sys.stdin:
             reply(answer(llm, **json.loads(line)))
+    except MedusaError as error:
+        reply({"refusal": str(error)})
+        sys.exit(2)
     except Exception as error:
         reply({"error": f"{type(error).__name__}: {error}"})
         raise

@@ -15,6 +15,9 @@ WORKER = """#!{python}
 import json, os, sys, time
 arguments = json.loads(sys.stdin.readline())
 print("loading", os.environ["COLOUR"], file=sys.stderr)
+if arguments.get("refuse"):
+    print(json.dumps({{"refusal": "no such heads"}}), flush=True)
+    sys.exit(2)
 if arguments.get("die"):
     sys.exit(3)
 print(json.dumps({{"seconds": 1.5}}), flush=True)
@@ -56,6 +59,12 @@ def test_a_death_shows_the_log(tmp_path: Path) -> None:
         engine.wait_until_ready()
     assert "'plain' ended without an answer" in str(error.value)
     assert "loading teal" in str(error.value)
+
+
+def test_a_refusal_is_the_whole_message(tmp_path: Path) -> None:
+    with start(tmp_path, refuse=True) as engine, pytest.raises(EngineError) as error:
+        engine.wait_until_ready()
+    assert str(error.value) == "no such heads"
 
 
 def test_a_failed_answer_names_its_error(tmp_path: Path) -> None:
