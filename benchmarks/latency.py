@@ -15,10 +15,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from benchmarks.common import options
-from benchmarks.common.engine_process import EngineProcess
+from benchmarks.common.engine_process import EngineProcess, start_engines
 from benchmarks.common.figures import Record, join_runs, make_record, summarise
 from benchmarks.common.plots import plot_speedups
 from benchmarks.common.questions import Question, load_questions
@@ -27,7 +26,6 @@ from benchmarks.common.tables import print_categories, print_speedups, warn_if_b
 from benchmarks.common.variants import (
     VANILLA,
     Setting,
-    Variant,
     engine_groups,
     make_variants,
 )
@@ -135,29 +133,6 @@ def measure(
             plan.expected,
             join_machine(machines[name]),
         )
-
-
-def start_engines(
-    stack: ExitStack,
-    group: Sequence[Variant],
-    shared: Mapping[str, Any],
-    environment: Mapping[str, str],
-) -> dict[str, EngineProcess]:
-    """One worker process per variant; they load side by side."""
-    engines = {
-        variant.name: stack.enter_context(
-            EngineProcess(
-                variant.name,
-                {**shared, **variant.arguments},
-                {**environment, **variant.environment},
-            )
-        )
-        for variant in group
-    }
-    for name, engine in engines.items():
-        engine.wait_until_ready()
-        print(f"{name} loaded in {engine.start_seconds:.0f} s", flush=True)
-    return engines
 
 
 def parse_arguments() -> argparse.Namespace:

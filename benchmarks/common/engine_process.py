@@ -10,10 +10,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+
+from benchmarks.common.variants import Variant
 
 ROOT = Path(__file__).resolve().parents[2]
 _LOG_TAIL = 3000
@@ -116,3 +119,29 @@ class EngineProcess:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def start_engines(
+    stack: ExitStack,
+    variants: Sequence[Variant],
+    shared: Mapping[str, Any],
+    environment: Mapping[str, str],
+) -> dict[str, EngineProcess]:
+    """One worker process per variant, by its name; they load side by side.
+
+    `shared` are arguments of `LLM` for all. `stack` ends the processes.
+    """
+    engines = {
+        variant.name: stack.enter_context(
+            EngineProcess(
+                variant.name,
+                {**shared, **variant.arguments},
+                {**environment, **variant.environment},
+            )
+        )
+        for variant in variants
+    }
+    for name, engine in engines.items():
+        engine.wait_until_ready()
+        print(f"{name} loaded in {engine.start_seconds:.0f} s", flush=True)
+    return engines

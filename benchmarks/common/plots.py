@@ -98,7 +98,7 @@ def plot_serving(path: Path, points: Mapping[str, Sequence[Mapping[str, Any]]]) 
     """TTFT, inter-token latency and tokens/s against the request rate, by variant."""
     panels = {
         "median_ttft_ms": "time to first token, ms (median)",
-        "median_itl_ms": "inter-token latency, ms (median)",
+        "median_tpot_ms": "inter-token latency, ms (median of requests)",
         "output_throughput": "tokens/s",
     }
     figure, axes = _figure(15, 4, len(panels))

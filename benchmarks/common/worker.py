@@ -49,11 +49,30 @@ def tokenize(llm: LLM, prompts: list[str], system: str | None = None) -> list[An
     return rows
 
 
-def run(llm: LLM, requests: list[dict[str, Any]], concurrency: int) -> dict[str, Any]:
-    """A closed-loop run as a dict, with the load and CPU seconds of the machine."""
+def run(
+    llm: LLM,
+    requests: list[dict[str, Any]],
+    concurrency: int,
+    timing: bool = False,
+) -> dict[str, Any]:
+    """A closed-loop run as a dict, with the load and CPU seconds of the machine.
+
+    With `timing`, also what the worker's `medusa_timing` counted once the first
+    prompts were done.
+    """
+
+    def read_timing() -> Any:
+        return llm.collective_rpc("medusa_timing")[0]
+
     before = Load.now()
-    result = run_requests(llm, [Request(**r) for r in requests], concurrency)
-    return result.as_dict() | {"machine": Load.now().since(before)}
+    result = run_requests(
+        llm,
+        [Request(**r) for r in requests],
+        concurrency,
+        on_prompts_done=read_timing if timing else None,
+    )
+    answer = result.as_dict() | {"machine": Load.now().since(before)}
+    return answer | ({"timing": read_timing()} if timing else {})
 
 
 def generate(
@@ -91,16 +110,10 @@ def generate(
     }
 
 
-def rpc(llm: LLM, method: str, arguments: list[Any]) -> Any:
-    """A method of the workers by name; the first worker's answer."""
-    return llm.collective_rpc(method, args=tuple(arguments))[0]
-
-
 JOBS: dict[str, Callable[..., Any]] = {
     "tokenize": tokenize,
     "run": run,
     "generate": generate,
-    "rpc": rpc,
 }
 
 

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 # Steps that may still run with the node count of before, and be read late.
 _SETTLING_STEPS = 3
-# A node count whose speed-up is below this share of the best one's is not measured
-# again, nor is any larger one.
+# Where the speed-ups of two node counts in a row are below this share of the best
+# one's, larger ones are not measured.
 _HOPELESS = 0.75
 
 
@@ -138,8 +138,8 @@ def measure_step_costs(
 ) -> dict[int, dict[int, float]]:
     """Median step seconds by number of requests, then by number of nodes.
 
-    Node counts are timed in growing order until they are hopeless or a step would have
-    more than `max_rows` rows, then again in random orders; each repeat starts new
+    Node counts are timed in growing order until they are hopeless or a step would
+    have more than `max_rows` rows, then again in random orders; each repeat starts new
     requests, so that every count sees the same context lengths on average.
     """
     shuffle = random.Random(seed).shuffle
@@ -169,8 +169,12 @@ def measure_step_costs(
 def _is_hopeless(
     samples: Mapping[int, Sequence[float]], tokens_per_step: Mapping[int, float]
 ) -> bool:
-    """Whether the largest node count timed so far is far behind the best one."""
+    """Whether the two largest node counts timed so far are far behind the best one.
+
+    Two, since a single slow reading may be another process's fault.
+    """
     gains = {0: 1.0} | speedups(
         {nodes: median(times) for nodes, times in samples.items()}, tokens_per_step
     )
-    return gains.get(max(samples), 1.0) < _HOPELESS * max(gains.values())
+    bound = _HOPELESS * max(gains.values())
+    return len(samples) > 2 and all(gains[n] < bound for n in sorted(samples)[-2:])

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -147,10 +147,16 @@ def speculation_counters(llm: LLM) -> dict[str, int]:
     return values
 
 
-def run_requests(llm: LLM, requests: Sequence[Request], concurrency: int) -> Run:
+def run_requests(
+    llm: LLM,
+    requests: Sequence[Request],
+    concurrency: int,
+    on_prompts_done: Callable[[], None] | None = None,
+) -> Run:
     """Answer `requests` greedily, `concurrency` at a time, and time every step.
 
-    A finished request is replaced at once. ValueError if `concurrency` < 1.
+    A finished request is replaced at once. `on_prompts_done` is called once, as soon
+    as all requests started first have a token. ValueError if `concurrency` < 1.
     """
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
@@ -205,6 +211,9 @@ def run_requests(llm: LLM, requests: Sequence[Request], concurrency: int) -> Run
         if outputs:
             steps.append(Step(now - last, len(outputs), first_tokens, tokens, awaited))
             last = now
+        if on_prompts_done is not None and all(a.token_ids for a in answers):
+            on_prompts_done()
+            on_prompts_done = None
         fill()
     after = speculation_counters(llm)
     return Run(
