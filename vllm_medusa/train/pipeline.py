@@ -184,21 +184,20 @@ def split(
         forbidden = {
             _normal(prompt) for prompt in read_prompts(options.evaluation_prompts)
         }
-    side = torch.tensor([_side(a, forbidden, options.held_out) for a in store.answers])
-    whole = store.load()
-    sides = side[whole.answers]
-    corpus, held_out = whole.select(sides == 1), whole.select(sides == 0)
-    if not len(corpus) or not len(held_out):
+    sides = [_side(answer, forbidden, options.held_out) for answer in store.answers]
+    if not {0, 1} <= set(sides):
         raise ConfigError(
             f"{len(store.answers)} answers are too few to train on and to hold out "
             f"{options.held_out:.1%} of them: generate more, or raise held_out"
         )
-    kept = [a for a, s in zip(store.answers, side.tolist(), strict=True) if s == 1]
+    corpus = store.load([side == 1 for side in sides])
+    held_out = store.load([side == 0 for side in sides])
+    kept = [a for a, side in zip(store.answers, sides, strict=True) if side == 1]
     counts = {
         "training_answers": len(kept),
         "training_tokens": len(corpus),
         "held_out_tokens": len(held_out),
-        "excluded_answers": int((side == 2).sum()),
+        "excluded_answers": sides.count(2),
         "answers_by_source": dict(Counter(answer.source for answer in kept)),
         "answers_by_temperature": {
             str(t): n for t, n in sorted(Counter(a.temperature for a in kept).items())

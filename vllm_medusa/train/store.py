@@ -42,10 +42,6 @@ class Corpus:
     def __len__(self) -> int:
         return len(self.tokens)
 
-    def select(self, wanted: torch.Tensor) -> Corpus:
-        """The sub-corpus of the tokens where `wanted` [num_tokens] is True."""
-        return Corpus(self.tokens[wanted], self.hidden[wanted], self.answers[wanted])
-
 
 class AnswerStore:
     """A folder with answers.jsonl and, per range of answers, a hidden-state shard.
@@ -100,31 +96,34 @@ class AnswerStore:
             position = end
         return missing
 
-    def load(self) -> Corpus:
-        """Read everything into memory.
+    def load(self, wanted: Sequence[bool] | None = None) -> Corpus:
+        """Read the answers of which `wanted` says so, all if None, into memory.
 
         Raises:
-            ConfigError: the store is empty, or a shard is damaged or missing.
+            ConfigError: no answer is wanted, or a shard is missing or damaged.
         """
-        if not self.answers or self.ranges_without_states(len(self.answers)):
+        wanted = [True] * len(self.answers) if wanted is None else wanted
+        if not any(wanted) or self.ranges_without_states(len(self.answers)):
             raise ConfigError(f"{self.folder} holds no answers with hidden states")
         tokens: list[torch.Tensor] = []
         hidden: list[torch.Tensor] = []
-        lengths: list[torch.Tensor] = []
+        answers: list[torch.Tensor] = []
         for begin, end in self._shards():
             path = self._shard_path(begin, end)
             try:
                 with safe_open(path, framework="pt") as shard:
-                    tokens.append(shard.get_tensor("tokens").long())
-                    hidden.append(shard.get_tensor("hidden"))
-                    lengths.append(shard.get_tensor("lengths").long())
+                    owner = torch.repeat_interleave(
+                        torch.arange(begin, end), shard.get_tensor("lengths").long()
+                    )
+                    kept = torch.tensor(wanted)[owner]
+                    tokens.append(shard.get_tensor("tokens").long()[kept])
+                    hidden.append(shard.get_tensor("hidden")[kept])
+                    answers.append(owner[kept])
             except (SafetensorError, OSError) as error:
                 raise ConfigError(
                     f"{path} is damaged ({error}): delete it, it will be made again"
                 ) from None
-        length = torch.cat(lengths)
-        answers = torch.repeat_interleave(torch.arange(len(length)), length)
-        return Corpus(torch.cat(tokens), torch.cat(hidden), answers)
+        return Corpus(torch.cat(tokens), torch.cat(hidden), torch.cat(answers))
 
     def _shards(self) -> list[tuple[int, int]]:
         names = (_SHARD.fullmatch(path.name) for path in self.folder.iterdir())

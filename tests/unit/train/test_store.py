@@ -29,6 +29,10 @@ def test_round_trip(tmp_path: Path) -> None:
     assert corpus.tokens.tolist() == [5, 6, 7, 8, 9]
     assert corpus.answers.tolist() == [0, 0, 1, 2, 2]
     assert corpus.hidden[:, 0].tolist() == [1, 1, 2, 3, 3]
+    some = reopened.load([True, False, True])
+    assert some.tokens.tolist() == [5, 6, 8, 9]
+    assert some.answers.tolist() == [0, 0, 2, 2]
+    assert some.hidden[:, 0].tolist() == [1, 1, 3, 3]
 
 
 def test_interrupted_between_shard_and_lines(tmp_path: Path) -> None:
