@@ -6,12 +6,6 @@ PYTHON ?= $(shell for python in python3 python3.12 python3.11; do \
 	2>/dev/null && echo $$python && break; done)
 BIN := .venv/bin
 
-# Tests run engines inside pytest on whatever cores are free: bound OpenMP threads
-# would spin against each other there. The KV cache size is each test's own matter.
-TEST_ENV := env -u VLLM_CPU_KVCACHE_SPACE OMP_NUM_THREADS=1 \
-	VLLM_CPU_OMP_THREADS_BIND=nobind VLLM_ENABLE_V1_MULTIPROCESSING=0 \
-	VLLM_NO_USAGE_STATS=1
-
 .DEFAULT_GOAL := help
 .PHONY: help setup demo lint test bench clean
 
@@ -32,7 +26,7 @@ lint: setup ## check format, style and types
 	$(BIN)/mypy
 
 test: lint ## lint, then all tests that need no GPU
-	$(TEST_ENV) $(BIN)/python -m pytest -m "not slow and not gpu" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m "not slow and not gpu" $(PYTEST_ARGS)
 
 bench: setup ## measure latency against plain vLLM (hours; needs a quiet machine)
 	$(BIN)/python benchmarks/latency.py $(BENCH_ARGS)
