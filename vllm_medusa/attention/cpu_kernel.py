@@ -3,7 +3,8 @@
 
 vLLM's CPU kernel has no mask and returns no log-sum-exp, so tree rows are attended
 here, in PyTorch: one gather of the blocks, two batched products, one pass over the
-context.
+context. A step of a small model has little time per layer, so `attend` is six
+operations, with everything that the layers share prepared in `CpuTreePlan`.
 """
 
 from __future__ import annotations
@@ -36,50 +37,74 @@ class CpuTreePlan:
         longest = int((batch.bases_np + batch.num_rows_np).max())
         self.num_blocks = -(-longest // block_size)
         requests = torch.from_numpy(batch.request_indices)
+        # [num_trees, num_blocks] int64
         blocks = block_table[requests, : self.num_blocks].long()
-        # The cache is read as [num_blocks * num_kv_heads * 2, block_size * head_size].
-        # Keys of all trees come first, then values: both halves are ready for bmm.
-        heads = torch.arange(num_kv_heads)
-        index = (blocks[:, None, :] * num_kv_heads + heads[None, :, None]) * 2
-        # [2, num_trees, num_kv_heads, num_blocks] int64, flattened
-        self.index = torch.stack([index, index + 1]).flatten()
-        self.gathered = torch.empty(
-            self.index.numel(), block_size * head_size, dtype=dtype
-        )
-        self._biases: dict[int, torch.Tensor] = {}
-        self._scores: dict[int, torch.Tensor] = {}
+        self._index = self._lines(blocks)
+        self._gathered = torch.empty(self._index.numel(), block_size, dtype=dtype)
+        keys, values = self._gathered.view(
+            2, batch.num_trees * num_kv_heads, -1
+        ).unbind(0)
+        self._keys = keys.view(-1, head_size, self.context)
+        self._values = values.view(-1, self.context, head_size)
+        self._biases: dict[tuple[int, int], torch.Tensor] = {}
+
+    @property
+    def context(self) -> int:
+        """Keys per tree, padding to whole blocks included."""
+        return self.num_blocks * self.block_size
+
+    # [2 * num_trees * num_kv_heads * head_size * num_blocks] int64
+    def _lines(self, blocks: torch.Tensor) -> torch.Tensor:
+        """Return which lines of the cache to gather, and in what order.
+
+        A line is `block_size` elements: in the keys' half of a block, one dimension
+        of all its keys; in the values' half, just a piece of memory. Keys are
+        ordered [tree, head, dimension, block], so that a tree's keys become one
+        [head_size, context] matrix; values [tree, head, block, line], which is
+        [context, head_size].
+        """
+        heads = torch.arange(self.num_kv_heads)
+        lines = torch.arange(self.head_size)
+        # [num_trees, num_kv_heads, num_blocks]: first line of a block's keys
+        first = (blocks[:, None, :] * self.num_kv_heads + heads[:, None]) * 2
+        first = first * self.head_size
+        keys = first[:, :, None, :] + lines[:, None]
+        values = first[:, :, :, None] + self.head_size + lines
+        return torch.cat([keys.flatten(), values.flatten()])
 
     def gather(
         self,
         # [num_blocks, num_kv_heads, block_size, 2 * head_size]
         kv_cache: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return float32 keys [num_trees * num_kv_heads * num_blocks, head_size,
-        block_size] and values [num_trees * num_kv_heads, context, head_size]."""
-        rows = kv_cache.view(-1, self.block_size * self.head_size)
-        torch.index_select(rows, 0, self.index, out=self.gathered)
-        half = self.index.numel() // 2
-        keys = self.gathered[:half].view(-1, self.head_size, self.block_size)
-        values = self.gathered[half:].view(
-            self.batch.num_trees * self.num_kv_heads, -1, self.head_size
-        )
-        return keys.float(), values.float()
+        """Return float32 keys [num_trees * num_kv_heads, head_size, context] and
+        values [num_trees * num_kv_heads, context, head_size]."""
+        lines = kv_cache.view(-1, self.block_size)
+        torch.index_select(lines, 0, self._index, out=self._gathered)
+        return self._keys.float(), self._values.float()
 
-    # [num_trees, 1, 1, width, num_blocks, block_size] float32
-    def bias(self, sliding_window: int) -> torch.Tensor:
-        """Return 0 where a row sees a key and -inf elsewhere; -1 is no window."""
-        if sliding_window not in self._biases:
-            self._biases[sliding_window] = self._make_bias(sliding_window)
-        return self._biases[sliding_window]
+    # [num_trees * num_kv_heads, group * width, context] float32
+    def bias(self, sliding_window: int, group: int) -> torch.Tensor:
+        """Return 0 where a row sees a key and -inf elsewhere; -1 is no window.
 
+        `group` is the number of query heads per KV head.
+        """
+        key = sliding_window, group
+        if key not in self._biases:
+            bias = self._make_bias(sliding_window)[:, None, None]
+            self._biases[key] = bias.expand(
+                -1, self.num_kv_heads, group, -1, -1
+            ).reshape(-1, group * self.batch.width, self.context)
+        return self._biases[key]
+
+    # [num_trees, width, context] float32
     def _make_bias(self, sliding_window: int) -> torch.Tensor:
         batch, layout = self.batch, self.batch.layout
         num_trees, width = batch.num_trees, batch.width
-        context = self.num_blocks * self.block_size
         bases = batch.bases[:, None, None]
-        slots = torch.arange(context)
+        slots = torch.arange(self.context)
         # Row that wrote each slot: negative for the committed prefix.
-        writer = (slots - bases).expand(num_trees, width, context)
+        writer = (slots - bases).expand(num_trees, width, self.context)
         in_tree = (writer >= 0) & (writer < batch.num_rows[:, None, None])
         ancestors = layout.ancestors[batch.tree_rows]
         of_row = ancestors.gather(2, writer.clamp(0, width - 1))
@@ -89,22 +114,7 @@ class CpuTreePlan:
             positions = torch.where(writer < 0, slots, bases + depths)
             oldest = batch.positions()[:, :, None] - sliding_window
             visible &= positions > oldest
-        bias = torch.where(visible, 0.0, float("-inf"))
-        return bias.view(num_trees, 1, 1, width, self.num_blocks, self.block_size)
-
-    def scores_buffer(self, group: int) -> torch.Tensor:
-        """Return an uninitialised float32 buffer [num_trees, num_kv_heads, group,
-        width, num_blocks, block_size]."""
-        if group not in self._scores:
-            self._scores[group] = torch.empty(
-                self.batch.num_trees,
-                self.num_kv_heads,
-                group,
-                self.batch.width,
-                self.num_blocks,
-                self.block_size,
-            )
-        return self._scores[group]
+        return torch.where(visible, 0.0, float("-inf"))
 
 
 def attend(
@@ -123,43 +133,32 @@ def attend(
 
     Equal to `vllm_medusa.attention.reference.tree_attention` for each tree.
     """
-    batch = plan.batch
-    num_trees, width = batch.num_trees, batch.width
-    num_kv_heads, head_size = plan.num_kv_heads, plan.head_size
-    num_heads = query.shape[1]
+    batch, num_kv_heads = plan.batch, plan.num_kv_heads
+    num_heads, head_size = query.shape[1:]
     group = num_heads // num_kv_heads
+    shape = (batch.num_trees, batch.width, num_kv_heads, group, head_size)
     keys, values = plan.gather(kv_cache)
-
     rows = query[: batch.num_tokens] if batch.is_dense else query[batch.token_rows]
-    rows = rows.view(num_trees, width, num_kv_heads, group, head_size)
-    # [num_trees * num_kv_heads, 1, group * width, head_size]
-    rows = (rows.permute(0, 2, 3, 1, 4).float() * scale).reshape(
-        num_trees * num_kv_heads, 1, group * width, head_size
+    # [num_trees * num_kv_heads, group * width, head_size]
+    rows = (
+        rows.view(shape)
+        .permute(0, 2, 3, 1, 4)
+        .reshape(-1, group * batch.width, head_size)
+        .float()
     )
-    rows = rows.expand(-1, plan.num_blocks, -1, -1).reshape(
-        -1, group * width, head_size
-    )
-    # [num_trees, num_kv_heads, group, width, num_blocks, block_size]
-    scores = (
-        torch.bmm(rows, keys)
-        .view(num_trees, num_kv_heads, plan.num_blocks, group, width, plan.block_size)
-        .permute(0, 1, 3, 4, 2, 5)
-    )
+    bias = plan.bias(sliding_window, group)
     if soft_cap:
-        scores = soft_cap * torch.tanh(scores / soft_cap)
-    # Adding the bias also brings a row's scores of all blocks side by side.
-    biased = plan.scores_buffer(group)
-    torch.add(scores, plan.bias(sliding_window), out=biased)
-    weights = biased.view(num_trees * num_kv_heads, group * width, -1).softmax(dim=-1)
-    attended = (
-        torch.bmm(weights, values)
-        .view(num_trees, num_kv_heads, group, width, head_size)
-        .permute(0, 3, 1, 2, 4)
-        .reshape(num_trees * width, num_heads, head_size)
-        .to(output.dtype)
-    )
-    target = output.view(-1, num_heads, head_size)
-    if batch.is_dense:
-        target[: batch.num_tokens] = attended
+        scores = torch.bmm(rows, keys).mul_(scale / soft_cap).tanh_()
+        scores = scores.mul_(soft_cap).add_(bias)
     else:
-        target[batch.token_rows.flatten()] = attended
+        scores = torch.baddbmm(bias, rows, keys, alpha=scale)
+    attended = torch.bmm(scores.softmax(dim=-1), values)
+    # [num_trees, width, num_kv_heads, group, head_size]
+    attended = attended.view(
+        batch.num_trees, num_kv_heads, group, batch.width, head_size
+    ).permute(0, 3, 1, 2, 4)
+    if batch.is_dense:
+        output[: batch.num_tokens].view(shape).copy_(attended)
+    else:
+        flat = attended.reshape(-1, num_heads, head_size).to(output.dtype)
+        output.view(-1, num_heads, head_size)[batch.token_rows.flatten()] = flat

@@ -72,7 +72,16 @@ class TreeBatch:
     token_rows: torch.Tensor = field(init=False)
     """[num_trees, width] int64, place of `tree_rows` among the step's tokens."""
 
+    is_whole_step: bool = field(init=False)
+    """Whether the step's tokens are tree rows and nothing else."""
+    is_dense: bool = field(init=False)
+    """Whether the step's tokens are exactly `[num_trees, width]` in memory."""
+
     def __post_init__(self) -> None:
+        self.is_whole_step = int(self.num_rows_np.sum()) == self.num_tokens
+        self.is_dense = (
+            self.is_whole_step and self.num_trees * self.width == self.num_tokens
+        )
         device = self.layout.depths.device
         rows = np.minimum(np.arange(self.width), self.num_rows_np[:, None] - 1)
         self.tree_rows = torch.from_numpy(rows).to(device)
@@ -89,16 +98,6 @@ class TreeBatch:
     def width(self) -> int:
         """Rows of the widest tree, root included."""
         return self.layout.depths.shape[0]
-
-    @property
-    def is_whole_step(self) -> bool:
-        """Whether the step's tokens are tree rows and nothing else."""
-        return int(self.num_rows_np.sum()) == self.num_tokens
-
-    @property
-    def is_dense(self) -> bool:
-        """Whether the step's tokens are exactly `[num_trees, width]` in memory."""
-        return self.num_trees * self.width == self.num_tokens and self.is_whole_step
 
     # [num_trees, width] int64
     def positions(self) -> torch.Tensor:
