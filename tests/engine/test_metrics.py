@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""vLLM's own speculative metrics count what happened."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.engine.conftest import TinyModel
+from tests.engine.support.compare import step_ends
+from tests.engine.support.engines import engine, generate, greedy, metrics, stats
+
+pytestmark = pytest.mark.engine
+
+PREFIX = "vllm:spec_decode_num_"
+
+
+def test_counts(llama: TinyModel, prompts: list[list[int]]) -> None:
+    """One run on metrics, steps and the runner's own counters."""
+    with engine(
+        llama.path, {"model": llama.heads, "tree": "optimal:12"}, max_num_seqs=8
+    ) as llm:
+        ends = step_ends(llm, prompts[:40], greedy(40))
+        values = metrics(llm)
+        counters = stats(llm)
+    assert values[PREFIX + "drafts"] == counters["trees"]
+    assert values[PREFIX + "draft_tokens"] == counters["nodes"]
+    assert values[PREFIX + "accepted_tokens"] == counters["accepted"]
+
+    # A request's first token comes from its prompt, each later step is one tree. The
+    # last step alone may accept more than the request still wanted.
+    trees = sum(len(e) - 1 for e in ends)
+    emitted = sum(e[-1] - e[0] for e in ends)
+    assert values[PREFIX + "drafts"] == trees
+    surplus = values[PREFIX + "accepted_tokens"] + trees - emitted
+    assert 0 <= surplus < 4 * len(ends)
+
+    per_position = values[PREFIX + "accepted_tokens_per_pos"]
+    assert sum(per_position) == values[PREFIX + "accepted_tokens"]
+    # Position i counts trees in which more than i nodes were accepted.
+    assert per_position == sorted(per_position, reverse=True)
+    assert 0 < per_position[0] < trees
+    assert values["vllm:generation_tokens"] == 40 * 40
+
+
+def test_plain_engine_has_none(llama: TinyModel, prompts: list[list[int]]) -> None:
+    with engine(llama.path) as llm:
+        generate(llm, prompts[:4], greedy(8))
+        assert not any(name.startswith(PREFIX) for name in metrics(llm))

@@ -1,0 +1,274 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Requests that can't have a tree run without one, beside requests that have one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoTokenizer
+from vllm import LLM, SamplingParams
+from vllm.config import VllmConfig
+from vllm.sampling_params import StructuredOutputsParams
+from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor
+
+from tests.engine.conftest import TinyModel
+from tests.engine.support.compare import answers
+from tests.engine.support.engines import engine, generate, greedy, stats, token_ids
+
+pytestmark = pytest.mark.engine
+
+LENGTH = 24
+PER_KIND = 4
+
+
+def kinds(text: list[int]) -> dict[str, SamplingParams]:
+    """Parameters that exclude a tree, by the name under which they are counted.
+
+    Each changes or reports on the greedy text `text`, or would if done wrong.
+    """
+    often = max(set(text), key=text.count)
+
+    def params(**options: Any) -> SamplingParams:
+        return greedy(LENGTH, **options)
+
+    return {
+        "logprobs": params(logprobs=3),
+        "presence_penalty": params(presence_penalty=1.5),
+        "frequency_penalty": params(frequency_penalty=1.2),
+        "repetition_penalty": params(repetition_penalty=1.3),
+        "bad_words": params(bad_words=["e", "ba", "Z"]),
+        "allowed_token_ids": params(allowed_token_ids=list(range(20, 120))),
+        "logit_bias": params(logit_bias={often: -50.0, 77: 1.5}),
+        "min_tokens": params(min_tokens=12, stop_token_ids=[text[2]]),
+        "structured output": params(
+            ignore_eos=False,
+            structured_outputs=StructuredOutputsParams(regex="[a-z]{8,12}"),
+        ),
+    }
+
+
+def _batch(
+    plain: list[list[int]],
+) -> tuple[list[str | None], list[SamplingParams]]:
+    """Kinds (None: has a tree) and parameters, in a mixed order."""
+    names: list[str | None] = []
+    params: list[SamplingParams] = []
+    for _ in range(PER_KIND):
+        for name in kinds(plain[0]):
+            names += [name, None]
+            index = len(params)
+            params += [kinds(plain[index])[name], greedy(LENGTH)]
+    return names, params
+
+
+def _logprobs(llm_outputs: Any) -> list[list[dict[int, tuple[float, int | None]]]]:
+    return [
+        [
+            {token: (entry.logprob, entry.rank) for token, entry in position.items()}
+            for position in output.outputs[0].logprobs
+        ]
+        for output in llm_outputs
+        if output.outputs[0].logprobs is not None
+    ]
+
+
+def test_excluded_requests(
+    llama: TinyModel, prompts: list[list[int]], plain: list[list[int]]
+) -> None:
+    names, params = _batch(plain)
+    prompts = prompts[: len(params)]
+    with engine(llama.path) as llm:
+        expected_outputs = generate(llm, prompts, params)
+        expected = answers(expected_outputs)
+    with engine(llama.path, {"model": llama.heads, "tree": "optimal:12"}) as llm:
+        outputs = generate(llm, prompts, params)
+        counters = stats(llm)
+    for name, mine, theirs in zip(names, answers(outputs), expected, strict=True):
+        assert mine == theirs, name
+    assert counters["without_tree"] == {name: PER_KIND for name in kinds(plain[0])}
+    assert counters["accepted"] > 0
+
+    # Each kind does something: its text is not the plain greedy one, or has extras.
+    changed = {
+        name
+        for name, (answer,), text in zip(names, expected, plain, strict=False)
+        if answer["tokens"] != text[:LENGTH]
+    }
+    assert changed >= set(kinds(plain[0])) - {"logprobs", None}
+    mine, theirs = _logprobs(outputs), _logprobs(expected_outputs)
+    assert len(mine) == len(theirs) == PER_KIND
+    for mine_row, their_row in zip(mine, theirs, strict=True):
+        assert [set(position) for position in mine_row] == [
+            set(position) for position in their_row
+        ]
+        for mine_at, their_at in zip(mine_row, their_row, strict=True):
+            for token, (logprob, rank) in their_at.items():
+                assert mine_at[token][0] == pytest.approx(logprob, abs=1e-4)
+                assert mine_at[token][1] == rank
+
+
+def test_choice_and_json(
+    llama: TinyModel, prompts: list[list[int]], plain: list[list[int]]
+) -> None:
+    """Grammars that end the text themselves, with tree requests around them."""
+    choices = ["red apple", "green pear", "blue plum"]
+    params = [
+        SamplingParams(
+            temperature=0.0,
+            max_tokens=LENGTH,
+            structured_outputs=StructuredOutputsParams(choice=choices),
+        )
+        if index % 3 == 0
+        else greedy(LENGTH)
+        for index in range(24)
+    ]
+    with engine(llama.path, {"model": llama.heads, "tree": "optimal:8"}) as llm:
+        outputs = generate(llm, prompts[:24], params)
+        counters = stats(llm)
+    for index, output in enumerate(outputs):
+        if index % 3 == 0:
+            assert output.outputs[0].text in choices
+        else:
+            assert list(output.outputs[0].token_ids) == plain[index][:LENGTH]
+    assert counters["without_tree"] == {"structured output": 8}
+
+
+def test_prompt_logprobs(
+    llama: TinyModel, prompts: list[list[int]], plain: list[list[int]]
+) -> None:
+    """They concern the prompt alone: the request keeps its tree."""
+    params = greedy(LENGTH, prompt_logprobs=2)
+    with engine(llama.path) as llm:
+        expected = generate(llm, prompts[:8], params)
+    with engine(llama.path, {"model": llama.heads, "tree": "optimal:12"}) as llm:
+        outputs = generate(llm, prompts[:8], params)
+        assert stats(llm)["accepted"] > 0
+    assert token_ids(outputs) == [text[:LENGTH] for text in plain[:8]]
+    for mine, theirs in zip(outputs, expected, strict=True):
+        assert mine.prompt_logprobs is not None
+        assert theirs.prompt_logprobs is not None
+        for position, their_position in zip(
+            mine.prompt_logprobs, theirs.prompt_logprobs, strict=True
+        ):
+            assert (position is None) == (their_position is None)
+            for token, entry in (their_position or {}).items():
+                assert position[token].logprob == pytest.approx(entry.logprob, abs=1e-4)
+
+
+class ForbidToken(LogitsProcessor):
+    """A user's logits processor: token 50 to 99 are never chosen."""
+
+    def __init__(
+        self, vllm_config: VllmConfig, device: torch.device, is_pin_memory: bool
+    ) -> None:
+        pass
+
+    def apply(self, logits: torch.Tensor) -> torch.Tensor:
+        logits[:, 50:100] = float("-inf")
+        return logits
+
+    def is_argmax_invariant(self) -> bool:
+        return False
+
+    def update_state(self, batch_update: BatchUpdate | None) -> None:
+        pass
+
+
+def test_custom_logits_processor(
+    llama: TinyModel, prompts: list[list[int]], plain: list[list[int]]
+) -> None:
+    """vLLM refuses these with speculative decoding, or they are applied: never lost."""
+    try:
+        with engine(
+            llama.path,
+            {"model": llama.heads, "tree": "optimal:12"},
+            logits_processors=[ForbidToken],
+        ) as llm:
+            texts = token_ids(generate(llm, prompts[:8], greedy(LENGTH)))
+            counters = stats(llm)
+    except ValueError as error:
+        assert "logits processor" in str(error).lower()
+        return
+    assert counters["without_tree"] == {"logits processor ForbidToken": 8}
+    assert not any(50 <= token < 100 for text in texts for token in text)
+    assert any(50 <= token < 100 for text in plain[:8] for token in text[:LENGTH])
+
+
+@pytest.fixture(scope="module")
+def medusa(llama: TinyModel) -> Iterator[LLM]:
+    with engine(llama.path, {"model": llama.heads, "tree": "optimal:12"}) as llm:
+        yield llm
+
+
+def test_mixed_temperatures(
+    medusa: LLM, prompts: list[list[int]], plain: list[list[int]]
+) -> None:
+    """Sampled requests in the batch leave greedy ones as they are."""
+    params = [
+        greedy(LENGTH)
+        if index % 2 == 0
+        else SamplingParams(
+            temperature=0.5 + 0.1 * (index % 7),
+            top_k=(0, 5, 20)[index % 3],
+            top_p=(1.0, 0.9)[index % 2],
+            seed=index if index % 4 == 1 else None,
+            max_tokens=LENGTH,
+            ignore_eos=True,
+        )
+        for index in range(40)
+    ]
+    texts = token_ids(generate(medusa, prompts[:40], params))
+    assert texts[::2] == [text[:LENGTH] for text in plain[:40:2]]
+    assert all(len(text) == LENGTH for text in texts)
+    differ = [a != b[:LENGTH] for a, b in zip(texts[1::2], plain[1:40:2], strict=True)]
+    assert sum(differ) > 10, "the sampled requests were decoded greedily"
+
+
+def test_seed_reproduces(medusa: LLM, prompts: list[list[int]]) -> None:
+    """The same seed gives the same text alone and in company; another one differs."""
+
+    def sampled(seed: int) -> SamplingParams:
+        return SamplingParams(
+            temperature=1.0, seed=seed, max_tokens=LENGTH, ignore_eos=True
+        )
+
+    alone = token_ids(generate(medusa, prompts[:1], sampled(7)))[0]
+    others = [sampled(100 + index) for index in range(9)]
+    together = token_ids(
+        generate(medusa, prompts[:1] * 10, [*others[:5], sampled(7), *others[5:]])
+    )
+    assert together[5] == alone
+    assert len({tuple(text) for text in together}) == 10
+
+
+def test_several_completions(
+    medusa: LLM, prompts: list[list[int]], plain: list[list[int]]
+) -> None:
+    """n > 1: as many texts, distinct when sampled with a seed, and reproducible."""
+    params = SamplingParams(
+        n=6, temperature=1.0, seed=3, max_tokens=LENGTH, ignore_eos=True
+    )
+    (first,), (second,) = (
+        answers(generate(medusa, prompts[:1], params)) for _ in range(2)
+    )
+    assert first == second
+    assert len({tuple(answer["tokens"]) for answer in first}) == 6
+    three = SamplingParams(n=3, temperature=1.0, top_k=1, max_tokens=LENGTH, seed=1)
+    three.ignore_eos = True
+    (same,) = answers(generate(medusa, prompts[:1], three))
+    assert [answer["tokens"] for answer in same] == [plain[0][:LENGTH]] * 3
+
+
+def test_text_of_greedy_requests(
+    llama: TinyModel, medusa: LLM, prompts: list[list[int]], plain: list[list[int]]
+) -> None:
+    """Text is detokenised from accepted tokens in order."""
+    tokenizer = AutoTokenizer.from_pretrained(llama.path)
+    outputs = generate(medusa, prompts[:8], greedy(LENGTH))
+    for output, text in zip(outputs, plain[:8], strict=True):
+        assert output.outputs[0].text == tokenizer.decode(
+            text[:LENGTH], skip_special_tokens=True
+        )
