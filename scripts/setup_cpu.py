@@ -157,7 +157,7 @@ def main() -> int:
                 make_environment()
             with step("PyTorch for the CPU (200 MB)"):
                 install_torch()
-            with step("vLLM for the CPU and the pinned packages (600 MB)"):
+            with step("vLLM for the CPU and the pinned packages (3 GB on disk)"):
                 install_packages()
             with step("checking that vLLM imports"):
                 run([str(PYTHON), "-c", "from vllm import LLM"])
