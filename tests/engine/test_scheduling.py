@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the scheduler does to requests: preemption, cached prefixes, arrivals, aborts."""
+"""What the scheduler does: preemption, cached prefixes, arrivals, aborts."""
 
 from __future__ import annotations
 
