@@ -163,32 +163,37 @@ def _difference(hook: Hook, root: Path, modules: Mapping[str, Any]) -> str | Non
     """Return what is wrong with a function, to be followed by "vLLM 0.32.0"."""
     module = (hook.through or hook.name).partition(":")[0]
     if module in modules:
-        source = _loaded_source(hook, modules)
+        function = _loaded_function(hook, modules)
+        if function is None:
+            return "is missing, unlike in"
+        place = f"{function.__module__}:{function.__qualname__}"
+        if place != hook.name:
+            return f"is replaced by {place}, unlike in"
+        source = _loaded_source(function)
     else:
         source = written_source(root, hook.name, hook.through)
     if source is None:
-        return "is not defined there any more, unlike in"
+        return "is not defined where it was, unlike in"
     return None if source_hash(source) == hook.sha256 else "is not that of"
 
 
-def _loaded_source(hook: Hook, modules: Mapping[str, Any]) -> str | None:
-    """Return the source of the function that a caller of vLLM would get now.
+def _loaded_function(hook: Hook, modules: Mapping[str, Any]) -> FunctionType | None:
+    """Return the function that a caller of vLLM would get now.
 
-    Wrappers made with functools.wraps, ours among them, are looked through. None if
-    another function than the one named `hook.name` stands there.
+    Wrappers made with functools.wraps, ours among them, are looked through.
     """
-    module, _, qualname = hook.name.partition(":")
-    *owner, name = qualname.split(".")
+    *owner, name = hook.name.partition(":")[2].split(".")
     target = modules[(hook.through or hook.name).partition(":")[0]]
     if owner:
         cls = hook.through.partition(":")[2] if hook.through else owner[0]
         target = getattr(target, cls, None)
     function: Any = inspect.unwrap(getattr(target, name, None))  # type: ignore[arg-type]
     function = getattr(function, "__func__", function)
-    if not isinstance(function, FunctionType):
-        return None
-    if (function.__module__, function.__qualname__) != (module, qualname):
-        return None
+    return function if isinstance(function, FunctionType) else None
+
+
+def _loaded_source(function: FunctionType) -> str | None:
+    """Return the source of an imported function; None if its file is not there."""
     code = function.__code__
     lines = linecache.getlines(code.co_filename)
     return read_function(lines, code.co_firstlineno - 1) if lines else None

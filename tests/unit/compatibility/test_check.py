@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import inspect
+import linecache
 import logging
 import sys
 import textwrap
@@ -15,7 +16,6 @@ import pytest
 import vllm
 import vllm.v1.worker.cpu_worker
 from vllm.engine.arg_utils import EngineArgs
-from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.worker.cpu_model_runner import CPUModelRunner
 from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
@@ -62,7 +62,9 @@ def test_files_and_loaded_functions_give_the_source_of_inspect(hook: Hook) -> No
         target = getattr(target, name)
     source = textwrap.dedent(inspect.getsource(inspect.unwrap(target)))
     assert compatibility.written_source(ROOT, hook.name, hook.through) == source
-    assert compatibility._loaded_source(hook, sys.modules) == source
+    function = compatibility._loaded_function(hook, sys.modules)
+    assert function is not None
+    assert compatibility._loaded_source(function) == source
 
 
 def test_modules_are_not_imported(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,7 +93,8 @@ def test_a_replaced_function_is_refused_by_name(
     with pytest.raises(UnsupportedError) as refusal:
         require()
     message = str(refusal.value)
-    for part in (SAMPLE, "0.32.0, 0.33.0", f"{ALLOW_UNKNOWN}=1"):
+    replaced = f"{SAMPLE} is replaced by {__name__}:another_sample"
+    for part in (replaced, "0.32.0, 0.33.0", f"{ALLOW_UNKNOWN}=1"):
         assert part in message
     assert "\n" not in message
 
@@ -102,10 +105,26 @@ def test_a_method_put_between_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_missing_function_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr(Scheduler, "update_from_output")
-    assert list(failed()) == [
-        "vllm.v1.core.sched.scheduler:Scheduler.update_from_output"
-    ]
+    monkeypatch.delattr(GPUModelRunner, "_calc_spec_decode_metadata")
+    ((name, detail),) = failed().items()
+    assert name.endswith(":GPUModelRunner._calc_spec_decode_metadata")
+    assert detail == f"is missing, unlike in vLLM {KNOWN.version}"
+
+
+def test_other_code_under_the_same_name_is_found(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    file = tmp_path / "another.py"
+    file.write_text("def _sample(self, logits, metadata):\n    return None\n")
+    scope: dict[str, Any] = {"__name__": GPUModelRunner.__module__}
+    exec(compile(file.read_text(), str(file), "exec"), scope)  # noqa: S102
+    scope["_sample"].__qualname__ = "GPUModelRunner._sample"
+    monkeypatch.setattr(GPUModelRunner, "_sample", scope["_sample"])
+    assert failed() == {SAMPLE: f"is not that of vLLM {KNOWN.version}"}
+    file.unlink()
+    linecache.clearcache()
+    problem = "is not defined where it was, unlike in"
+    assert failed() == {SAMPLE: f"{problem} vLLM {KNOWN.version}"}
 
 
 def test_a_replaced_static_method_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
