@@ -110,14 +110,14 @@ def _add_heads_arguments(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--projection",
         choices=("shared", "single", "own", "low_rank"),
-        default="shared",
+        default="single",
         help="shared: the base LM head; single: one for all heads; own: one per head",
     )
     group.add_argument("--rank", type=int, default=128, help="of a low_rank projection")
     group.add_argument(
         "--draft-vocab",
         type=int,
-        default=8192,
+        default=4096,
         help="number of most frequent tokens that the heads can guess",
     )
     group.add_argument(
@@ -134,7 +134,7 @@ def _add_fit_arguments(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--hard-weight",
         type=float,
-        default=0.3,
+        default=0.1,
         help="share of the true token in the target, the rest is the base model's "
         "distribution",
     )

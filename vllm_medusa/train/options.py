@@ -33,9 +33,9 @@ class HeadsOptions:
     num_layers: int = 1
     block: BlockKind = "mlp"
     intermediate_size: int = 1152
-    projection: ProjectionKind = "shared"
+    projection: ProjectionKind = "single"
     rank: int = 128
-    draft_vocab: int = 8192
+    draft_vocab: int = 4096
 
     def __post_init__(self) -> None:
         if not 1 <= self.num_heads <= MAX_HEADS:

@@ -57,7 +57,7 @@ class FitOptions:
     warmup: float = 0.04
     weight_decay: float = 0.01
     clip: float = 1.0
-    hard_weight: float = 0.3
+    hard_weight: float = 0.1
     head_decay: float = 0.8
     sampled_vocab: int = 2048
     dropout: float = 0.0
