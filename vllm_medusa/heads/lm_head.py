@@ -6,6 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 from vllm.model_executor.layers.linear import UnquantizedLinearMethod
 from vllm.model_executor.layers.vocab_parallel_embedding import (
@@ -15,6 +16,7 @@ from vllm.model_executor.layers.vocab_parallel_embedding import (
 )
 
 from vllm_medusa.errors import UnsupportedError
+from vllm_medusa.heads.linear import Product
 from vllm_medusa.heads.parallel import TensorParallel
 
 
@@ -28,12 +30,14 @@ class VocabularyShard:
         token_ids: int64 [rows], base token id of each row; None if they are
             consecutive from `start`.
         start: base token id of row 0 where token_ids is None.
+        product: the product with the weight, if the base model has one at hand.
     """
 
     weight: torch.Tensor
     bias: torch.Tensor | None
     token_ids: torch.Tensor | None
     start: int = 0
+    product: Product | None = None
 
 
 def find_lm_head(base_model: nn.Module) -> VocabParallelEmbedding:
@@ -59,6 +63,24 @@ def find_lm_head(base_model: nn.Module) -> VocabParallelEmbedding:
             "share; exactly one is needed"
         )
     return heads[0]
+
+
+# bias: [rows] or None
+def _base_product(
+    lm_head: VocabParallelEmbedding, bias: torch.Tensor | None, rows: int
+) -> Product:
+    """The base model's own product, which has its weight packed where that helps."""
+
+    def product(x: torch.Tensor) -> torch.Tensor:
+        weight = lm_head.weight
+        if weight.device.type == "cpu" and not hasattr(lm_head, "cpu_linear"):
+            logits = F.linear(x, weight)
+        else:
+            logits = lm_head.quant_method.apply(lm_head, x)
+        logits = logits[..., :rows]
+        return logits if bias is None else logits + bias
+
+    return product
 
 
 # token_map: int64 [draft_vocab] or None
@@ -100,7 +122,10 @@ def lm_head_shard(
             weight, start = weight[first:last], first
             bias = None if bias is None else bias[first:last]
         bias = None if bias is None else bias.to(device, dtype)
-        return VocabularyShard(weight.to(device, dtype), bias, None, start)
+        product = None
+        if len(weight) == end - start and weight.dtype == dtype:
+            product = _base_product(lm_head, bias, len(weight))
+        return VocabularyShard(weight.to(device, dtype), bias, None, start, product)
     token_map = token_map.to(weight.device)
     spread = parallel if lm_head.tp_size > 1 else TensorParallel()
     here = (token_map >= start) & (token_map < end)

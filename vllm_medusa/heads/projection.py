@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from vllm_medusa.heads.linear import prepare_linear
 from vllm_medusa.heads.lm_head import VocabularyShard
 from vllm_medusa.heads.parallel import TensorParallel
 from vllm_medusa.heads.spec import HeadsSpec
@@ -21,13 +22,12 @@ class FusedProjection(nn.Module):
     """Features of all heads -> the k best tokens of each, over a sharded vocabulary.
 
     Attributes:
-        weight: [rows, in] for one matrix of all heads, [num_heads, rows, in] for one
-            per head; `rows` is this rank's part of the (draft) vocabulary.
+        weight: [num_heads, rows, in] if every head has its own matrix, else None;
+            `rows` is this rank's part of the (draft) vocabulary.
         down: [num_heads, rank, hidden_size] of a low-rank projection, replicated.
     """
 
-    weight: torch.Tensor
-    bias: torch.Tensor | None
+    weight: torch.Tensor | None
     down: torch.Tensor | None
     token_ids: torch.Tensor | None
 
@@ -40,8 +40,12 @@ class FusedProjection(nn.Module):
         super().__init__()
         self.parallel = parallel
         self.start = shard.start
-        self.register_buffer("weight", shard.weight, persistent=False)
-        self.register_buffer("bias", shard.bias, persistent=False)
+        own = shard.weight.dim() == 3
+        self.register_buffer("weight", shard.weight if own else None, persistent=False)
+        self._product = shard.product
+        if self._product is None and not own:
+            # It may pack the matrix, so nothing else refers to that.
+            self._product = prepare_linear(shard.weight, shard.bias)
         self.register_buffer("token_ids", shard.token_ids, persistent=False)
         self.register_buffer("down", down, persistent=False)
 
@@ -83,8 +87,9 @@ class FusedProjection(nn.Module):
     def logits(self, features: torch.Tensor) -> torch.Tensor:
         """This rank's logits, [num_heads, batch, rows]."""
         num_heads = features.shape[0]
-        if self.weight.dim() == 2:
-            return F.linear(features, self.weight, self.bias)
+        if self._product is not None:
+            return self._product(features)
+        assert self.weight is not None
         if self.down is not None:
             features = torch.bmm(features, self.down[:num_heads].transpose(1, 2))
         return torch.bmm(features, self.weight[:num_heads].transpose(1, 2))

@@ -75,7 +75,10 @@ def test_shared_projection_takes_no_memory_of_its_own():
     base = TinyModel(lm_head_weight(), None)
     checkpoint = make_checkpoint(make_spec("residual", "shared", mapped=False))
     heads = MedusaHeads.from_checkpoint(checkpoint, base)
-    assert heads.projection.weight.data_ptr() == base.lm_head.weight.data_ptr()
+    hidden = torch.randn(1, HIDDEN)
+    best = heads.top_k(hidden, 1, VOCAB)[1]
+    base.lm_head.weight.data.neg_()
+    assert torch.equal(heads.top_k(hidden, 1, VOCAB)[1], best.flip(-1))
 
 
 def test_tied_embedding_serves_as_lm_head():
