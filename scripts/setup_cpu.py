@@ -115,8 +115,10 @@ def make_environment() -> None:
 def install_torch() -> None:
     """Install torch for the CPU from pip's sources, else from PyTorch's through uv."""
     torch = requirement("torch.txt")
-    installed = "import sys, torch; sys.exit(torch.__version__ != sys.argv[1])"
-    if succeeds([str(PYTHON), "-c", installed, torch.partition("==")[2]]):
+    installed = (
+        "import importlib.metadata as m, sys; sys.exit(m.version('torch') != {!r})"
+    )
+    if succeeds([str(PYTHON), "-c", installed.format(torch.partition("==")[2])]):
         return
     if succeeds([*PIP_INSTALL, torch]):
         return
