@@ -149,7 +149,7 @@ def parse_arguments() -> argparse.Namespace:
         "--answers", default=LOOP_FREE, help=f"{LOOP_FREE} (default), {FULL}, or both"
     )
     parser.add_argument(
-        "--engines", type=int, default=5, help="loaded at once, 4 GB each (default 5)"
+        "--engines", type=int, default=6, help="loaded at once, 3.5 GB each (default 6)"
     )
     arguments = parser.parse_args()
     quick = arguments.quick
