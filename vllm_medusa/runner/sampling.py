@@ -27,23 +27,25 @@ def custom_processors(processors: LogitsProcessors) -> str | None:
     return "logits processor " + ", ".join(sorted(type(p).__name__ for p in custom))
 
 
+def with_seeds(metadata: SamplingMetadata, requests: set[int]) -> SamplingMetadata:
+    """Return the metadata with the generators of `requests` alone, so that no draw
+    is taken from the others'."""
+    generators = metadata.generators
+    kept = {index: generators[index] for index in generators.keys() & requests}
+    return replace(metadata, generators=kept)
+
+
 def row_metadata(
     metadata: SamplingMetadata,
     # [num_rows] int64, request of each row
     owners: torch.Tensor,
-    unseeded: set[int],
 ) -> SamplingMetadata:
     """Return the metadata with one entry per row instead of one per request.
 
     For `Sampler.sample`, which reads temperature, top-p, top-k and generators.
-    Rows of one seeded request draw from its generator one after the other; the
-    requests in `unseeded`, whose draws are not used, leave theirs untouched.
+    Rows of one seeded request draw from its generator one after the other.
     """
-    generators = {
-        request: generator
-        for request, generator in metadata.generators.items()
-        if request not in unseeded
-    }
+    generators = metadata.generators
     return replace(
         metadata,
         temperature=_at(metadata.temperature, owners),

@@ -18,7 +18,12 @@ from vllm_medusa.attention.tree_batch import TreeBatch, TreeLayout
 from vllm_medusa.kv import move_rows, plan_moves
 from vllm_medusa.propose import MedusaProposer
 from vllm_medusa.runner.requests import MedusaStats, TreeEligibility
-from vllm_medusa.runner.sampling import custom_processors, merge_plain, row_metadata
+from vllm_medusa.runner.sampling import (
+    custom_processors,
+    merge_plain,
+    row_metadata,
+    with_seeds,
+)
 from vllm_medusa.verify import Verification, verify_exact
 
 if TYPE_CHECKING:
@@ -160,15 +165,19 @@ class MedusaCPUModelRunner(CPUModelRunner):
         num_drafts = torch.tensor(spec_decode_metadata.num_draft_tokens)
         # [num_reqs] int64, each request's last row of logits
         last_rows = spec_decode_metadata.bonus_logits_indices.long()
-        plain, sampled_apart = None, set[int]()
+        plain, seeded = None, set(range(len(num_drafts)))
         if any(self._exclusion(i) for i in range(self.input_batch.num_reqs)):
             # Requests without a tree keep vLLM's sampler with all it can do.
-            plain = self.sampler(logits=logits[last_rows], sampling_metadata=metadata)
-            sampled_apart.update((num_drafts == 0).nonzero().flatten().tolist())
+            without_tree = set((num_drafts == 0).nonzero().flatten().tolist())
+            seeded -= without_tree
+            plain = self.sampler(
+                logits=logits[last_rows],
+                sampling_metadata=with_seeds(metadata, without_tree),
+            )
         # [num_rows] int64, request of each row of logits
         owners = torch.repeat_interleave(num_drafts + 1)
         drawn, _ = self.sampler.sample(
-            logits.to(torch.float32), row_metadata(metadata, owners, sampled_apart)
+            logits.to(torch.float32), row_metadata(with_seeds(metadata, seeded), owners)
         )
 
         requests = torch.from_numpy(trees.request_indices)
