@@ -128,22 +128,13 @@ def test_max_model_len(medusa: LLM, plain_near_limit: list[int], room: int) -> N
 
 
 @pytest.fixture(scope="module")
-def plain_near_limit(
-    medusa: LLM, prompts: list[list[int]], llama: TinyModel
-) -> list[int]:
+def plain_near_limit(llama: TinyModel, prompts: list[list[int]]) -> list[int]:
     """A prompt and its plain greedy text, together as long as the engine allows.
 
     Any end of it continues as the text does, so it serves for every room.
     """
-    limit = medusa.llm_engine.model_config.max_model_len
-    start = max(prompts, key=len)[:100]
-    model = AutoModelForCausalLM.from_pretrained(llama.path, dtype=torch.float32)
-    with torch.no_grad():
-        (text,) = model.eval().generate(
-            torch.tensor([start]),
-            min_length=limit,
-            max_length=limit,
-            do_sample=False,
-            pad_token_id=0,
-        )
-    return text.tolist()
+    prompt = max(prompts, key=len)[:100]
+    with engine(llama.path) as llm:
+        (text,) = token_ids(generate(llm, [prompt], greedy(1000)))
+        assert len(prompt) + len(text) == llm.llm_engine.model_config.max_model_len
+    return prompt + text
