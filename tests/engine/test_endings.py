@@ -4,25 +4,57 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
+from typing import Any, NamedTuple
 
 import pytest
-import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 from vllm import LLM, SamplingParams
 
 from tests.engine.conftest import TinyModel
 from tests.engine.support.compare import answers, step_ends
-from tests.engine.support.engines import engine, generate, greedy, stats, token_ids
-from tests.engine.support.models import EOS
+from tests.engine.support.engines import engine, generate, greedy, token_ids
 
 pytestmark = pytest.mark.engine
 
 COUNT = 40
 
 
+class Reference(NamedTuple):
+    """What plain vLLM says, taken before the engine with Medusa starts.
+
+    `near_limit` is a prompt and its greedy text, together as long as the engine allows:
+    any end of it continues as the text does, so it serves for every room.
+    """
+
+    stop_strings: list[SamplingParams]
+    stopped: list[list[dict[str, Any]]]
+    near_limit: list[int]
+
+
 @pytest.fixture(scope="module")
-def medusa(llama: TinyModel) -> Iterator[LLM]:
+def reference(
+    llama: TinyModel, prompts: list[list[int]], plain: list[list[int]]
+) -> Reference:
+    tokenizer = AutoTokenizer.from_pretrained(llama.path)
+    stop_strings = []
+    for index, text in enumerate(plain[:COUNT]):
+        start = 4 + index % 16
+        # Two tokens may be half a character each; then another stop is as good.
+        piece = tokenizer.decode(text[start : start + 2]).replace("\ufffd", "") or "a"
+        include = index % 2 == 0
+        stop_strings.append(
+            greedy(40, stop=[piece], include_stop_str_in_output=include)
+        )
+    prompt = max(prompts, key=len)[:100]
+    with engine(llama.path) as llm:
+        stopped = answers(generate(llm, prompts[:COUNT], stop_strings))
+        (text,) = token_ids(generate(llm, [prompt], greedy(1000)))
+        assert len(prompt) + len(text) == llm.llm_engine.model_config.max_model_len
+    return Reference(stop_strings, stopped, prompt + text)
+
+
+@pytest.fixture(scope="module")
+def medusa(llama: TinyModel, reference: Reference) -> Iterator[LLM]:
     with engine(llama.path, {"model": llama.heads, "tree": "optimal:12"}) as llm:
         yield llm
 
@@ -73,68 +105,20 @@ def test_stop_token(
 
 
 def test_stop_string(
-    llama: TinyModel, medusa: LLM, prompts: list[list[int]], plain: list[list[int]]
+    medusa: LLM, prompts: list[list[int]], reference: Reference
 ) -> None:
     """A piece of the text is the stop string, across tokens too."""
-    tokenizer = AutoTokenizer.from_pretrained(llama.path)
-    params = []
-    for index, text in enumerate(plain[:COUNT]):
-        start = 4 + index % 16
-        # Two tokens may be half a character each; then another stop is as good.
-        piece = tokenizer.decode(text[start : start + 2]).replace("\ufffd", "") or "a"
-        include = index % 2 == 0
-        params.append(greedy(40, stop=[piece], include_stop_str_in_output=include))
-    outputs = answers(generate(medusa, prompts[:COUNT], params))
-    with engine(llama.path) as llm:
-        expected = answers(generate(llm, prompts[:COUNT], params))
-    assert outputs == expected
-    stopped = [a for (a,) in expected if a["finish_reason"] == "stop"]
-    assert len(stopped) > COUNT // 2
-
-
-def test_end_of_text(
-    llama: TinyModel,
-    prompts: list[list[int]],
-    plain: list[list[int]],
-    tmp_path: Path,
-) -> None:
-    """A model that says EOS where `llama` says one of its most frequent tokens."""
-    frequent = torch.tensor(plain[:COUNT]).flatten().bincount().argmax()
-    model = AutoModelForCausalLM.from_pretrained(llama.path, dtype=torch.float32)
-    with torch.no_grad():
-        head = model.lm_head.weight
-        head[EOS] = 1.01 * head[frequent]
-    model.save_pretrained(tmp_path)
-    AutoTokenizer.from_pretrained(llama.path).save_pretrained(tmp_path)
-    params = SamplingParams(temperature=0.0, max_tokens=40)
-    with engine(tmp_path) as llm:
-        expected = answers(generate(llm, prompts[:COUNT], params))
-    with engine(tmp_path, {"model": llama.heads, "tree": "optimal:12"}) as llm:
-        assert answers(generate(llm, prompts[:COUNT], params)) == expected
-        assert stats(llm)["accepted"] > 0
-    by_eos = [a for (a,) in expected if a["finish_reason"] == "stop"]
-    assert len(by_eos) > 5
-    assert all(a["tokens"][-1] == EOS for a in by_eos)
+    outputs = generate(medusa, prompts[:COUNT], reference.stop_strings)
+    assert answers(outputs) == reference.stopped
+    reasons = [answer["finish_reason"] for (answer,) in reference.stopped]
+    assert reasons.count("stop") > COUNT // 2
 
 
 @pytest.mark.parametrize("room", range(1, 16))
-def test_max_model_len(medusa: LLM, plain_near_limit: list[int], room: int) -> None:
+def test_max_model_len(medusa: LLM, reference: Reference, room: int) -> None:
     """A prompt that leaves `room` tokens before the engine's limit."""
     limit = medusa.llm_engine.model_config.max_model_len
-    prompt = plain_near_limit[: limit - room]
+    prompt = reference.near_limit[: limit - room]
     (output,) = generate(medusa, [prompt], greedy(100))
     assert output.outputs[0].finish_reason == "length"
-    assert list(output.outputs[0].token_ids) == plain_near_limit[limit - room : limit]
-
-
-@pytest.fixture(scope="module")
-def plain_near_limit(llama: TinyModel, prompts: list[list[int]]) -> list[int]:
-    """A prompt and its plain greedy text, together as long as the engine allows.
-
-    Any end of it continues as the text does, so it serves for every room.
-    """
-    prompt = max(prompts, key=len)[:100]
-    with engine(llama.path) as llm:
-        (text,) = token_ids(generate(llm, [prompt], greedy(1000)))
-        assert len(prompt) + len(text) == llm.llm_engine.model_config.max_model_len
-    return prompt + text
+    assert list(output.outputs[0].token_ids) == reference.near_limit[limit - room :]

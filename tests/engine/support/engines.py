@@ -27,6 +27,8 @@ DEFAULTS: dict[str, Any] = {
     "disable_log_stats": False,
 }
 
+_alive: list[LLM] = []
+
 
 def _register_overrides_once() -> None:
     """Work around vLLM 0.32: with numba imported, the second engine of a process dies
@@ -54,8 +56,10 @@ def engine(
     """Run an engine: plain, or with Medusa if `medusa` holds its options.
 
     `medusa` needs "model" (the heads); "method" is filled in. `options` override
-    `DEFAULTS`. The engine is shut down at the end of the block.
+    `DEFAULTS`. The engine is shut down at the end of the block, and with it the
+    process groups that all engines of a process share: one at a time.
     """
+    assert not _alive, "another engine of this process is still running"
     _register_overrides_once()
     arguments = {**DEFAULTS, "model": str(model), **options}
     if medusa is not None:
@@ -65,9 +69,11 @@ def engine(
             "model": str(medusa["model"]),
         }
     llm = LLM(**arguments)
+    _alive.append(llm)
     try:
         yield llm
     finally:
+        _alive.clear()
         llm.llm_engine.engine_core.shutdown()
         del llm
         gc.collect()
