@@ -61,6 +61,7 @@ class MedusaCPUModelRunner(CPUModelRunner):
         """As `CPUModelRunner.initialize_kv_cache`; refuses caches we can't read."""
         super().initialize_kv_cache(kv_cache_config, *args, **kwargs)
         context = self.compilation_config.static_forward_context
+        self._row_stores.clear()
         for group in kv_cache_config.kv_cache_groups:
             caches: dict[int, torch.Tensor] = {}
             for name in group.layer_names:
