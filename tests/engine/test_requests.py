@@ -28,7 +28,6 @@ def kinds(text: list[int]) -> dict[str, SamplingParams]:
 
     Each changes or reports on the greedy text `text`, or would if done wrong.
     """
-    often = max(set(text), key=text.count)
 
     def params(**options: Any) -> SamplingParams:
         return greedy(LENGTH, **options)
@@ -40,7 +39,6 @@ def kinds(text: list[int]) -> dict[str, SamplingParams]:
         "repetition_penalty": params(repetition_penalty=1.3),
         "bad_words": params(bad_words=["e", "ba", "Z"]),
         "allowed_token_ids": params(allowed_token_ids=list(range(20, 120))),
-        "logit_bias": params(logit_bias={often: -50.0, 77: 1.5}),
         "min_tokens": params(min_tokens=12, stop_token_ids=[text[2]]),
         "structured output": params(
             ignore_eos=False,
@@ -107,6 +105,32 @@ def test_excluded_requests(
             for token, (logprob, rank) in their_at.items():
                 assert mine_at[token][0] == pytest.approx(logprob, abs=1e-4)
                 assert mine_at[token][1] == rank
+
+
+def test_min_p_and_logit_bias(
+    llama: TinyModel, prompts: list[list[int]], plain: list[list[int]]
+) -> None:
+    """vLLM refuses them beside its own speculative decoding; here they are served."""
+    params = []
+    for index, text in enumerate(plain[:12]):
+        often = max(set(text[:LENGTH]), key=text.count)
+        params += [
+            greedy(LENGTH, logit_bias={often: -50.0, 77: 1.5}),
+            greedy(LENGTH, temperature=1.0, seed=index, min_p=0.1),
+            greedy(LENGTH),
+        ]
+    # No prompt in pieces: vLLM can't rewind a CPU generator.
+    options = {"max_num_batched_tokens": 8192}
+    with engine(llama.path, **options) as llm:
+        expected = token_ids(generate(llm, prompts[:36], params))
+    medusa = {"model": llama.heads, "tree": "optimal:12"}
+    with engine(llama.path, medusa, **options) as llm:
+        texts = token_ids(generate(llm, prompts[:36], params))
+        counters = stats(llm)
+    assert texts == expected
+    assert texts[2::3] == [text[:LENGTH] for text in plain[2:36:3]]
+    assert counters["without_tree"] == {"logit_bias": 12, "min_p": 12}
+    assert counters["accepted"] > 0
 
 
 def test_choice(

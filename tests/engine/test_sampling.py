@@ -37,7 +37,7 @@ class WithoutTree(NamedTuple):
 @pytest.fixture(scope="module")
 def without_tree(llama: TinyModel, prompts: list[list[int]]) -> WithoutTree:
     params = [sampled(20 + index, logprobs=1) for index in range(2)]
-    params += [sampled(30 + index, min_p=0.05) for index in range(2)]
+    params += [sampled(30 + index, presence_penalty=0.5) for index in range(2)]
     with engine(llama.path, **UNCHUNKED) as llm:
         return WithoutTree(params, token_ids(generate(llm, prompts[:4], params)))
 
