@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Medusa heads in plain PyTorch, one head after the other.
 
-Readable first: this is what training differentiates and what the fast module in
-`medusa_heads` is tested against.
+Readable first: the formulas as they stand, and what the fast module in `medusa_heads`
+and the stacked weights of training are tested against.
 """
 
 from __future__ import annotations
