@@ -19,8 +19,8 @@ from pydantic import (
 from vllm_medusa.batch_table import BatchTable, check_batch_table
 from vllm_medusa.config_text import join_text, split_text
 from vllm_medusa.errors import ConfigError, MedusaError, TreeError
+from vllm_medusa.json_file import parse_json
 from vllm_medusa.tree.builders import from_list
-from vllm_medusa.tree.json_file import parse_json
 from vllm_medusa.tree.specification import (
     POSSIBLE_TREES,
     check_tree_text,
@@ -211,16 +211,6 @@ def check_num_speculative_tokens(limit: int | None, num_nodes: int) -> None:
             f"num_speculative_tokens is {limit} but the tree has only {num_nodes} "
             f"nodes: give at most {num_nodes}, or a larger tree"
         )
-
-
-def parse_speculative_model(text: str) -> MedusaConfig:
-    """Read the value of the flag `--speculative-model`.
-
-    Raises:
-        ConfigError: it is not of the form `medusa:HEADS[@revision][?key=value&…]`,
-            or a value in it is impossible.
-    """
-    return MedusaConfig.parse(text)
 
 
 def _unknown_key(key: object, known: Collection[str], what: str = "key") -> ConfigError:

@@ -18,7 +18,7 @@ from vllm_medusa.checkpoint.infer import (
     infer_spec,
     is_unreduced_projection,
 )
-from vllm_medusa.checkpoint.locate import read_json, resolve_heads, weight_files
+from vllm_medusa.checkpoint.locate import read_object, resolve_heads, weight_files
 from vllm_medusa.checkpoint.naming import map_names
 from vllm_medusa.checkpoint.tensor_files import (
     TensorFile,
@@ -121,7 +121,7 @@ def load_heads(
 
 def _read_config(path: Path) -> dict[str, Any]:
     file = (path if path.is_dir() else path.parent) / "config.json"
-    return read_json(file) if file.is_file() else {}
+    return read_object(file, "config") if file.is_file() else {}
 
 
 def _sources(files: list[TensorFile]) -> dict[str, TensorFile]:

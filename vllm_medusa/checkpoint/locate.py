@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Collection
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 from vllm_medusa.checkpoint.naming import is_heads_tensor
 from vllm_medusa.errors import CheckpointError
+from vllm_medusa.json_file import read_json
 
 # In order of preference; heads of their own before a model that contains them.
 WEIGHT_FILES = (
@@ -27,6 +27,8 @@ SIDE_FILES = (
     "tree.json",
     "batch_table.json",
 )
+# The index of a mixture of experts lists tens of thousands of tensors.
+_MAX_JSON_BYTES = 64 << 20
 _SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 # At most 96 characters, as the hub has it.
 _HUB_ID = re.compile(r"^(?=.{1,96}$)[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$")
@@ -108,7 +110,7 @@ def heads_shards(index: Path) -> list[str]:
     Raises:
         CheckpointError: the index is damaged or points outside its folder.
     """
-    weight_map = read_json(index).get("weight_map")
+    weight_map = read_object(index, "index").get("weight_map")
     if not isinstance(weight_map, dict) or not all(
         isinstance(shard, str) for shard in weight_map.values()
     ):
@@ -121,16 +123,13 @@ def heads_shards(index: Path) -> list[str]:
     return sorted(shards)
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object.
+def read_object(path: Path, what: str) -> dict[str, Any]:
+    """Read a JSON object; `what` it holds goes into the error message.
 
     Raises:
-        CheckpointError: unreadable, or not an object.
+        CheckpointError: unreadable, larger than `_MAX_JSON_BYTES`, or no object.
     """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not readable JSON: {error}") from error
+    content = read_json(path, what, CheckpointError, _MAX_JSON_BYTES)
     if not isinstance(content, dict):
-        raise CheckpointError(f"{path} holds no JSON object")
+        raise CheckpointError(f"{what} file {path} holds no JSON object")
     return content

@@ -148,8 +148,14 @@ def _load_state_dict(path: Path) -> dict[str, torch.Tensor]:
                 f"{path} holds {name!r}: {type(tensor).__name__}; a dict of names "
                 "to tensors is expected"
             )
+        # Sparse tensors and those of the meta device have a shape without the data.
+        if tensor.layout != torch.strided or tensor.device.type != "cpu":
+            raise CheckpointError(
+                f"{path}: tensor {name!r} is {tensor.layout} on {tensor.device}; a "
+                "plain (strided) tensor is expected: save tensor.to_dense().cpu()"
+            )
         size = math.prod(tensor.shape) * tensor.element_size()
-        if tensor.is_sparse or size > tensor.untyped_storage().nbytes():
+        if size > tensor.untyped_storage().nbytes():
             raise CheckpointError(
                 f"{path}: tensor {name!r} claims shape {list(tensor.shape)}, more "
                 "than the file holds"

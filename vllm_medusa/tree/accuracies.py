@@ -8,7 +8,7 @@ import os
 from collections.abc import Sequence
 
 from vllm_medusa.errors import TreeError
-from vllm_medusa.tree.json_file import read_json
+from vllm_medusa.json_file import read_json
 from vllm_medusa.tree.token_tree import MAX_RANKS, TokenTree
 
 Accuracies = Sequence[Sequence[float]]

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from itertools import product
 
 from vllm_medusa.errors import TreeError
+from vllm_medusa.json_file import read_json
 from vllm_medusa.tree.accuracies import Accuracies, check_accuracies
-from vllm_medusa.tree.json_file import read_json
 from vllm_medusa.tree.token_tree import MAX_NODES, MAX_RANKS, NodePath, TokenTree
 
 

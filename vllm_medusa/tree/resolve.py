@@ -8,9 +8,9 @@ from pathlib import Path
 from vllm_medusa.batch_table import check_batch_table
 from vllm_medusa.config import MedusaConfig, check_num_speculative_tokens
 from vllm_medusa.errors import ConfigError
+from vllm_medusa.json_file import read_json
 from vllm_medusa.tree.accuracies import Accuracies, load_accuracies, node_gains
 from vllm_medusa.tree.builders import chain, from_file, optimal
-from vllm_medusa.tree.json_file import read_json
 from vllm_medusa.tree.specification import parse_tree
 from vllm_medusa.tree.token_tree import TokenTree
 

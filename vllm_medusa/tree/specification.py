@@ -9,9 +9,9 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from vllm_medusa.errors import TreeError
+from vllm_medusa.json_file import parse_json
 from vllm_medusa.tree.accuracies import Accuracies, check_accuracies
 from vllm_medusa.tree.builders import cartesian, chain, from_file, from_list, optimal
-from vllm_medusa.tree.json_file import parse_json
 from vllm_medusa.tree.published import published, published_names
 from vllm_medusa.tree.token_tree import MAX_NODES, TokenTree
 

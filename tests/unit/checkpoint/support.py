@@ -8,8 +8,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from safetensors.torch import save_file
+
+from vllm_medusa.checkpoint import load_heads
+from vllm_medusa.errors import CheckpointError
 
 HEADS, LAYERS, HIDDEN, VOCAB = 3, 2, 4, 11
 
@@ -108,3 +112,9 @@ def assert_same(actual: Mapping[str, torch.Tensor], expected: Tensors) -> None:
     assert sorted(actual) == sorted(expected)
     for name, tensor in expected.items():
         assert torch.equal(actual[name], tensor), name
+
+
+def refused(path: Path, message: str, **arguments) -> None:
+    """Loading the heads at `path` must fail with this message."""
+    with pytest.raises(CheckpointError, match=message):
+        load_heads(path, **arguments)

@@ -8,8 +8,8 @@ import os
 import pytest
 
 from vllm_medusa.errors import ConfigError, TreeError
+from vllm_medusa.json_file import MAX_BYTES, read_json
 from vllm_medusa.tree import from_file, published
-from vllm_medusa.tree.json_file import MAX_BYTES, read_json
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reading small JSON files that a user may have written by hand."""
+"""Reading JSON files that come from a user or from the internet."""
 
 from __future__ import annotations
 
@@ -11,18 +11,22 @@ from typing import Any
 from vllm_medusa.errors import MedusaError, TreeError
 
 MAX_BYTES = 1 << 20
-"""Largest file that is read: a tree of 1024 nodes takes a few kilobytes."""
+"""Largest file unless the caller says so: 1024 nodes take a few kilobytes."""
 
 
 def read_json(
-    path: str | os.PathLike[str], what: str, error: type[MedusaError] = TreeError
+    path: str | os.PathLike[str],
+    what: str,
+    error: type[MedusaError] = TreeError,
+    max_bytes: int = MAX_BYTES,
 ) -> Any:
-    """Return the content of a JSON file of at most `MAX_BYTES` bytes.
+    """Return the content of a JSON file of at most `max_bytes` bytes.
 
     Args:
         path: the file.
         what: what the file holds, for the error message ("tree", "accuracies").
         error: what is raised.
+        max_bytes: a larger file is refused before it is read.
 
     Raises:
         MedusaError: of the type `error`: the file is missing, unreadable, too large
@@ -35,15 +39,15 @@ def read_json(
         content = b""
         if regular:
             with file.open("rb") as stream:
-                content = stream.read(MAX_BYTES + 1)
+                content = stream.read(max_bytes + 1)
     except FileNotFoundError:
         raise error(f"{what} file {path} does not exist") from None
     except (OSError, ValueError) as problem:  # ValueError: a NUL byte in the name
         raise error(f"{what} file {str(path)!r} cannot be read: {problem}") from None
     if not regular:
         raise error(f"{what} file {path} is not a regular file")
-    if len(content) > MAX_BYTES:
-        raise error(f"{what} file {path} is larger than {MAX_BYTES} bytes")
+    if len(content) > max_bytes:
+        raise error(f"{what} file {path} is larger than {max_bytes} bytes")
     return parse_json(content, f"{what} file {path}", error)
 
 
