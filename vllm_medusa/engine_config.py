@@ -15,7 +15,7 @@ from vllm_medusa.errors import CheckpointError, ConfigError, UnsupportedError
 from vllm_medusa.tree.resolve import resolve_batch_table, resolve_tree
 
 if TYPE_CHECKING:
-    from vllm.config import ModelConfig, VllmConfig
+    from vllm.config import ModelConfig, SpeculativeConfig, VllmConfig
     from vllm.engine.arg_utils import EngineArgs
 
 OPTIONS_KEY = "medusa"
@@ -85,6 +85,11 @@ def prepare_engine_args(engine_args: EngineArgs, options: dict[str, Any]) -> Non
             "vocab_size": checkpoint.spec.vocab_size,
         },
     }
+
+
+def is_medusa(speculative_config: SpeculativeConfig) -> bool:
+    """Whether `prepare_engine_args` made this configuration."""
+    return bool(speculative_config.model == PROPOSER)
 
 
 def medusa_options(vllm_config: VllmConfig) -> dict[str, Any] | None:

@@ -19,6 +19,7 @@ def register() -> None:
     if _registered:
         return
     _registered = True
-    from vllm_medusa.arguments import install
+    from vllm_medusa import arguments, request_validation
 
-    install()
+    arguments.install()
+    request_validation.install()

@@ -3,14 +3,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from vllm.v1.worker import cpu_worker
 
 from vllm_medusa import compatibility, timing
 from vllm_medusa.attention.cpu import tree_backend
+from vllm_medusa.replace import replaced
 from vllm_medusa.runner.v1 import MedusaCPUModelRunner
 
 
@@ -23,7 +22,7 @@ class MedusaCPUWorker(cpu_worker.CPUWorker):
         """As `CPUWorker.init_device`, which names the runner class itself."""
         # Workers on other machines may have another vLLM than the API server.
         compatibility.require()
-        with _replaced(cpu_worker, "CPUModelRunner", MedusaCPUModelRunner):
+        with replaced(cpu_worker, "CPUModelRunner", MedusaCPUModelRunner):
             super().init_device()
 
     def load_model(self, *args: Any, **kwargs: Any) -> None:
@@ -38,13 +37,3 @@ class MedusaCPUWorker(cpu_worker.CPUWorker):
     def medusa_timing(self) -> dict[str, Any]:
         """Return and reset seconds per part; see `vllm_medusa.timing`."""
         return timing.read()
-
-
-@contextmanager
-def _replaced(module: Any, name: str, value: Any) -> Iterator[None]:
-    original = getattr(module, name)
-    setattr(module, name, value)
-    try:
-        yield
-    finally:
-        setattr(module, name, original)

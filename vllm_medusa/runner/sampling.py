@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 from vllm.v1.outputs import LogprobsTensors, SamplerOutput
@@ -13,9 +15,27 @@ from vllm.v1.sample.logits_processor import (
     MinPLogitsProcessor,
     MinTokensLogitsProcessor,
 )
+from vllm.v1.sample.logits_processor import (
+    build_logitsprocs as upstream_build_logitsprocs,
+)
 from vllm.v1.sample.metadata import SamplingMetadata
 
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+
 _BUILT_IN = (LogitBiasLogitsProcessor, MinPLogitsProcessor, MinTokensLogitsProcessor)
+
+
+def build_logitsprocs(vllm_config: VllmConfig, *args: Any) -> LogitsProcessors:
+    """Build the processors that an engine without speculative decoding has.
+
+    vLLM's own function leaves min_p, logit_bias and its user's processors out, or
+    refuses them, where there is a speculative method; requests that need one have
+    no tree here, so all of them work.
+    """
+    plain = copy(vllm_config)
+    plain.speculative_config = None
+    return upstream_build_logitsprocs(plain, *args)
 
 
 def custom_processors(processors: LogitsProcessors) -> str | None:

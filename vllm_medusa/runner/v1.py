@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from vllm.v1.outputs import SamplerOutput
 from vllm.v1.sample.metadata import SamplingMetadata
+from vllm.v1.worker import gpu_model_runner
 from vllm.v1.worker.cpu_model_runner import CPUModelRunner
 
 from vllm_medusa import timing
@@ -17,8 +18,10 @@ from vllm_medusa.attention.cpu_cache import CpuRowStore
 from vllm_medusa.attention.tree_batch import TreeBatch, TreeLayout
 from vllm_medusa.kv import move_rows, plan_moves
 from vllm_medusa.propose import MedusaProposer
+from vllm_medusa.replace import replaced
 from vllm_medusa.runner.requests import MedusaStats, TreeEligibility
 from vllm_medusa.runner.sampling import (
+    build_logitsprocs,
     custom_processors,
     merge_plain,
     row_metadata,
@@ -44,7 +47,8 @@ class MedusaCPUModelRunner(CPUModelRunner):
     drafter: MedusaProposer
 
     def __init__(self, vllm_config: VllmConfig, device: torch.device) -> None:
-        super().__init__(vllm_config, device)
+        with replaced(gpu_model_runner, "build_logitsprocs", build_logitsprocs):
+            super().__init__(vllm_config, device)
         self.stats = MedusaStats()
         self.eligibility = TreeEligibility(
             self.stats, custom_processors(self.input_batch.logitsprocs)
