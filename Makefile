@@ -28,8 +28,8 @@ lint: setup ## check format, style and types
 test: lint ## lint, then all tests that need no GPU
 	$(BIN)/python -m pytest -m "not slow and not gpu" $(PYTEST_ARGS)
 
-bench: setup ## measure latency against plain vLLM (hours; needs a quiet machine)
-	$(BIN)/python benchmarks/latency.py $(BENCH_ARGS)
+bench: setup ## measure latency against plain vLLM (half an hour; needs a quiet machine)
+	$(BIN)/python -m benchmarks.latency $(BENCH_ARGS)
 
 clean: ## remove build output and tool caches, not .venv
 	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
