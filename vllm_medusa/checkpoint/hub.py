@@ -12,8 +12,9 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from vllm_medusa.checkpoint.locate import SIDE_FILES, choose_weights, heads_shards
+from vllm_medusa.checkpoint.locate import choose_weights, heads_shards
 from vllm_medusa.errors import CheckpointError
+from vllm_medusa.side_files import SIDE_FILES
 
 
 def fetch_heads(repository: str, revision: str | None = None) -> Path:
@@ -67,9 +68,10 @@ def _download(repository: str, revision: str | None, label: str) -> Path:
     if chosen is None:
         raise CheckpointError(f"{label} holds no file of Medusa heads")
     # One commit for all files, should the branch move meanwhile.
+    beside = [name for name in ("config.json", *SIDE_FILES) if name in names]
     files = [
         Path(hf_hub_download(repository, name, revision=info.sha))
-        for name in (*(name for name in SIDE_FILES if name in names), chosen)
+        for name in (*beside, chosen)
     ]
     if chosen.endswith(".index.json"):
         for shard in heads_shards(files[-1]):

@@ -21,12 +21,6 @@ WEIGHT_FILES = (
     "pytorch_model.bin.index.json",
     "pytorch_model.bin",
 )
-SIDE_FILES = (
-    "config.json",
-    "accuracies.json",
-    "tree.json",
-    "batch_table.json",
-)
 # The index of a mixture of experts lists tens of thousands of tensors.
 _MAX_JSON_BYTES = 64 << 20
 _SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vllm_medusa.errors import ConfigError
+from vllm_medusa.side_files import ACCURACIES_FILE, BATCH_TABLE_FILE
 
 if TYPE_CHECKING:
     from vllm_medusa.checkpoint import HeadsCheckpoint
@@ -64,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
     from vllm_medusa.calibration.machine import engine_environment
     from vllm_medusa.checkpoint import load_heads
     from vllm_medusa.config import MedusaConfig
-    from vllm_medusa.tree.resolve import BATCH_TABLE_FILE, resolve_tree
+    from vllm_medusa.tree.resolve import resolve_tree
 
     _check(args)
     # For the worker process, which vLLM starts; what the user has set stays.
@@ -205,7 +206,6 @@ def _tokens_per_step(
     from vllm_medusa.calibration.measure import measure_tokens_per_step
     from vllm_medusa.calibration.tokens import scale_expected
     from vllm_medusa.tree import covers, expected_tokens, load_accuracies
-    from vllm_medusa.tree.resolve import ACCURACIES_FILE
 
     path = folder / ACCURACIES_FILE
     accuracies = load_accuracies(path) if path.exists() else None

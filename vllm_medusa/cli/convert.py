@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vllm_medusa.errors import CheckpointError
+from vllm_medusa.side_files import ACCURACIES_FILE, SIDE_FILES
 
 if TYPE_CHECKING:
     from vllm_medusa.checkpoint import HeadsCheckpoint
@@ -18,11 +19,7 @@ if TYPE_CHECKING:
 NAME = "convert"
 HELP = "write heads of any known format as one canonical safetensors folder"
 
-ACCURACIES = "accuracies.json"
-TREE_FILES = ("tree.json", "batch_table.json")
-"""Files beside the heads that only fit as many heads as they were made for."""
-
-_OWN_FILES = {"config.json", "model.safetensors", ACCURACIES, *TREE_FILES}
+_OWN_FILES = {"config.json", "model.safetensors", *SIDE_FILES}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -110,7 +107,8 @@ def convert(
             base_model=base_model or checkpoint.base_model,
             extra_config=_further_keys(checkpoint),
         )
-        for name in (ACCURACIES, *(TREE_FILES if num_heads is None else ())):
+        # A tree and a batch table only fit as many heads as they were made for.
+        for name in SIDE_FILES if num_heads is None else (ACCURACIES_FILE,):
             if (checkpoint.folder / name).is_file():
                 shutil.copyfile(checkpoint.folder / name, folder / name)
         _replace_folder(target, folder, Path(temporary, "old"))

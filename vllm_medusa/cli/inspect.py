@@ -8,18 +8,13 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vllm_medusa.side_files import SIDE_FILES
+
 if TYPE_CHECKING:
     from vllm_medusa.checkpoint import HeadsCheckpoint
 
 NAME = "inspect"
 HELP = "show what a heads checkpoint holds, and whether it is sound"
-
-SIDE_FILES = {
-    "accuracies.json": "accuracy of each head and rank",
-    "tree.json": "token tree",
-    "batch_table.json": "nodes by number of running requests",
-}
-"""Files that may lie beside the heads, and what they hold."""
 
 _BLOCKS = {
     "residual": "residual, x + SiLU(Wx + b)",

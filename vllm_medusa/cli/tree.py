@@ -9,6 +9,7 @@ from typing import Any
 
 from vllm_medusa.errors import ConfigError, TreeError
 from vllm_medusa.files import atomic_path
+from vllm_medusa.side_files import ACCURACIES_FILE
 from vllm_medusa.tree import (
     TokenTree,
     covers,
@@ -116,7 +117,7 @@ def _chosen_tree(args: argparse.Namespace) -> tuple[TokenTree, Accuracies | None
     from vllm_medusa.checkpoint import load_heads
     from vllm_medusa.config import MedusaConfig
     from vllm_medusa.config_text import PREFIX
-    from vllm_medusa.tree.resolve import ACCURACIES_FILE, resolve_tree
+    from vllm_medusa.tree.resolve import resolve_tree
 
     if args.heads.startswith(PREFIX):
         config = MedusaConfig.parse(args.heads)

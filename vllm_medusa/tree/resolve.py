@@ -9,14 +9,11 @@ from vllm_medusa.batch_table import check_batch_table
 from vllm_medusa.config import MedusaConfig, check_num_speculative_tokens
 from vllm_medusa.errors import ConfigError
 from vllm_medusa.json_file import read_json
+from vllm_medusa.side_files import ACCURACIES_FILE, BATCH_TABLE_FILE, TREE_FILE
 from vllm_medusa.tree.accuracies import Accuracies, load_accuracies, node_gains
 from vllm_medusa.tree.builders import chain, from_file, optimal
 from vllm_medusa.tree.specification import parse_tree
 from vllm_medusa.tree.token_tree import TokenTree
-
-TREE_FILE = "tree.json"
-ACCURACIES_FILE = "accuracies.json"
-BATCH_TABLE_FILE = "batch_table.json"
 
 MIN_GAIN = 0.05
 """A node worth fewer tokens per step than this is left out of a default tree: on a
