@@ -118,9 +118,15 @@ class TreeCPUAttentionImpl(CPUAttentionBackendImpl):
         """
         name = getattr(layer, "layer_name", "attention")
         if self.alibi_slopes is not None:
-            raise UnsupportedError(f"{name}: tree attention does not support ALiBi")
+            raise UnsupportedError(
+                f"{name}: tree attention does not support ALiBi: serve this model "
+                "without Medusa"
+            )
         if self.sinks is not None:
-            raise UnsupportedError(f"{name}: tree attention does not support sinks")
+            raise UnsupportedError(
+                f"{name}: tree attention does not support attention sinks: serve this "
+                "model without Medusa"
+            )
         if self.is_fp8_kv_cache:
             raise UnsupportedError(
                 f"{name}: tree attention does not read a KV cache of type "
