@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmarks.common import options
-from benchmarks.common.engine_process import EngineProcess, start_engines
+from benchmarks.common.engines import start_engines
 from benchmarks.common.figures import Record, join_runs, make_record, summarise
 from benchmarks.common.plots import plot_speedups
 from benchmarks.common.questions import Question, load_questions
@@ -32,6 +32,7 @@ from benchmarks.common.variants import (
 from benchmarks.common.variants import __doc__ as variant_help
 from vllm_medusa.calibration.looping import length_without_loop
 from vllm_medusa.calibration.steps import Request, Run, run_from_dict
+from vllm_medusa.engines.process import EngineProcess
 
 DEFAULT_VARIANTS = "medusa,medusa:chain,medusa:optimal:4,medusa:optimal:8,ngram"
 QUICK_VARIANTS = "medusa,ngram"

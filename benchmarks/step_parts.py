@@ -16,13 +16,14 @@ from statistics import median
 from typing import Any
 
 from benchmarks.common import options
-from benchmarks.common.engine_process import EngineProcess, start_engines
+from benchmarks.common.engines import start_engines
 from benchmarks.common.results import write_result
 from benchmarks.common.tables import print_parts, print_table, warn_if_busy
 from benchmarks.common.variants import VANILLA, WITHOUT_PLUGINS, Variant
 from vllm_medusa.calibration.steps import Request, run_from_dict
+from vllm_medusa.engines.process import EngineProcess
 
-# What the issue of a step's added time is about: "verify" includes "move".
+# What Medusa adds to a step, or does in vLLM's place; "verify" includes "move".
 ADDED = ("attention", "prepare", "propose", "verify")
 STEP = "step"
 TIMED = "timed"

@@ -17,13 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common import options
-from benchmarks.common.engine_process import EngineProcess, start_engines
+from benchmarks.common.engines import start_engines
 from benchmarks.common.figures import Spread
 from benchmarks.common.plots import plot_throughput
 from benchmarks.common.questions import load_questions
 from benchmarks.common.results import write_result
 from benchmarks.common.tables import print_table, warn_if_busy
 from benchmarks.common.variants import VANILLA, Setting, make_variants
+from vllm_medusa.engines.process import EngineProcess
 
 
 def make_prompts(count: int) -> list[str]:
@@ -42,7 +43,7 @@ def count_other_texts(answers: Sequence[list[int]], plain: Sequence[list[int]]) 
 
 def run_once(engine: EngineProcess, requests: Sequence[Mapping[str, Any]]) -> Any:
     """One batch through `LLM.generate`; see `benchmarks.common.worker.generate`."""
-    return engine.call("generate", requests=list(requests), with_tokens=True)
+    return engine.call("generate", requests=list(requests))
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -51,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--steps", type=int, default=8, help="steps timed at a time")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--prompts", type=Path, help="file with one prompt a line")
+    parser.add_argument("--prompts", type=Path, help="prompts, one a line")
     parser.add_argument("--max-tokens", type=int, default=96, help="longest answer")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--max-model-len", type=int, default=2048)
@@ -93,19 +93,11 @@ def _check(args: argparse.Namespace) -> None:
         raise ConfigError(f"--margin must not be negative: {args.margin}")
 
 
-def _prompts(args: argparse.Namespace) -> list[str]:
+def _prompts(args: argparse.Namespace) -> tuple[str, ...]:
     from vllm_medusa.calibration.prompts import PROMPTS
+    from vllm_medusa.prompts import read_prompts
 
-    if args.prompts is None:
-        return list(PROMPTS)
-    try:
-        lines = args.prompts.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise ConfigError(f"cannot read --prompts {args.prompts}: {error}") from None
-    prompts = [line for line in lines if line.strip()]
-    if not prompts:
-        raise ConfigError(f"--prompts {args.prompts} holds no prompt")
-    return prompts
+    return PROMPTS if args.prompts is None else read_prompts(args.prompts)
 
 
 def _model(name: str) -> str:
@@ -131,6 +123,7 @@ def _measure(
     from vllm_medusa.calibration.table import choose_table
     from vllm_medusa.calibration.tokens import usable_node_counts
     from vllm_medusa.calibration.worker import EXTENSION
+    from vllm_medusa.prompts import user_turn_ids
 
     batch_sizes = sorted(set(args.batch_sizes))
     llm = LLM(
@@ -150,14 +143,7 @@ def _measure(
         },
     )
     tokenizer: Any = llm.get_tokenizer()
-    prompts = [
-        tokenizer.apply_chat_template(
-            [{"role": "user", "content": prompt}],
-            add_generation_prompt=True,
-            return_dict=False,
-        )
-        for prompt in _prompts(args)
-    ]
+    prompts = [user_turn_ids(tokenizer, prompt) for prompt in _prompts(args)]
     console = Console()
     counts = usable_node_counts(NODE_COUNTS, tree.num_nodes)
     tokens = _tokens_per_step(args, llm, prompts, counts, checkpoint.folder, tree)

@@ -68,13 +68,9 @@ def run(args: argparse.Namespace) -> int:
     from rich.console import Console
 
     from vllm_medusa.calibration.machine import describe_machine
-    from vllm_medusa.demo.compare import (
-        DEFAULT_PROMPTS,
-        Setting,
-        compare,
-        read_prompts,
-    )
+    from vllm_medusa.demo.compare import DEFAULT_PROMPTS, Setting, compare
     from vllm_medusa.files import atomic_path
+    from vllm_medusa.prompts import read_prompts
 
     model, heads = _model_and_heads(args.model, args.heads)
     setting = Setting(

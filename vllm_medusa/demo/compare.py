@@ -13,8 +13,8 @@ from typing import Any
 
 from vllm_medusa.calibration.machine import engine_environment
 from vllm_medusa.default_model import cache_folder
-from vllm_medusa.demo.engine_process import EngineProcess
 from vllm_medusa.demo.report import PromptResult, Report, Sample
+from vllm_medusa.engines.process import EngineProcess
 from vllm_medusa.errors import ConfigError
 
 DEFAULT_PROMPTS = Path(__file__).parent / "prompts.txt"
@@ -40,22 +40,6 @@ class Setting:
                 raise ConfigError(f"{name} must be at least 1, got {value}")
         if not self.prompts:
             raise ConfigError("there is no prompt to answer; give at least one")
-
-
-def read_prompts(path: Path) -> tuple[str, ...]:
-    """Return the lines of a text file, without empty ones and `#` comments.
-
-    Raises:
-        ConfigError: the file can't be read or holds no prompt.
-    """
-    try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"can't read the prompts from {path}: {error}") from None
-    prompts = tuple(line for line in lines if line and not line.startswith("#"))
-    if not prompts:
-        raise ConfigError(f"{path} holds no prompt; write one a line")
-    return prompts
 
 
 def on_cpu() -> bool:
@@ -97,6 +81,7 @@ def compare(setting: Setting, progress: Callable[[str], None]) -> Report:
             stack.enter_context(
                 EngineProcess(
                     name,
+                    "vllm_medusa.demo.worker",
                     engine_arguments(setting, with_medusa=name == "medusa"),
                     environment,
                     cache_folder() / f"demo-{name}.log",
@@ -115,7 +100,10 @@ def compare(setting: Setting, progress: Callable[[str], None]) -> Report:
                     f"prompt {index + 1} of {len(setting.prompts)}"
                 )
                 for engine in (plain, medusa) if turn % 2 == 0 else (medusa, plain):
-                    sample = Sample(**engine.answer(prompt, setting.max_tokens))
+                    answer = engine.call(
+                        "answer", prompt=prompt, max_tokens=setting.max_tokens
+                    )
+                    sample = Sample(**answer)
                     samples.setdefault((engine, index), []).append(sample)
         # Both at once, which halves the wait.
         plain.finish()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The parent's side of the demo's engines, against a stand-in for the worker."""
+"""The parent's side of an engine process, against a stand-in for the worker."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from vllm_medusa.demo import engine_process
-from vllm_medusa.demo.engine_process import EngineError, EngineProcess
+from vllm_medusa.engines import process
+from vllm_medusa.engines.process import EngineError, EngineProcess
 
 WORKER = """#!{python}
 import json, os, sys, time
@@ -20,13 +20,14 @@ if arguments.get("refuse"):
     sys.exit(2)
 if arguments.get("die"):
     sys.exit(3)
-print(json.dumps({{"seconds": 1.5}}), flush=True)
+print(json.dumps({{"result": {{"seconds": 1.5}}}}), flush=True)
 for line in sys.stdin:
     job = json.loads(line)
     if job["prompt"] == "fail":
         print(json.dumps({{"error": "ValueError: no"}}), flush=True)
     else:
-        print(json.dumps({{"text": job["prompt"].upper()}}), flush=True)
+        result = [sys.argv[2], job["job"], job["prompt"].upper(), os.getcwd()]
+        print(json.dumps({{"result": result}}), flush=True)
 if arguments.get("hang"):
     time.sleep(600)
 """
@@ -38,18 +39,25 @@ def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     worker.write_text(WORKER.format(python=sys.executable))
     worker.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(worker))
-    monkeypatch.setattr(engine_process, "SETTLE_SECONDS", 0.0)
+    monkeypatch.setattr(process, "SETTLE_SECONDS", 0.0)
 
 
 def start(tmp_path: Path, **arguments: object) -> EngineProcess:
     log = tmp_path / "logs" / "engine.log"
-    return EngineProcess("plain", arguments, {"COLOUR": "teal"}, log)
+    return EngineProcess(
+        "plain", "some.worker", arguments, {"COLOUR": "teal"}, log, tmp_path
+    )
 
 
 def test_answers_and_log(tmp_path: Path) -> None:
     with start(tmp_path) as engine:
         assert engine.wait_until_ready() == 1.5
-        assert engine.answer("hello", max_tokens=3) == {"text": "HELLO"}
+        assert engine.call("shout", prompt="hello") == [
+            "some.worker",
+            "shout",
+            "HELLO",
+            str(tmp_path),
+        ]
         engine.finish()
     assert (tmp_path / "logs" / "engine.log").read_text() == "loading teal\n"
 
@@ -71,13 +79,13 @@ def test_a_failed_answer_names_its_error(tmp_path: Path) -> None:
     with start(tmp_path) as engine:
         engine.wait_until_ready()
         with pytest.raises(EngineError, match="ValueError: no"):
-            engine.answer("fail", max_tokens=3)
+            engine.call("shout", prompt="fail")
 
 
 def test_an_engine_that_hangs_is_killed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine_process, "_EXIT_SECONDS", 0.2)
+    monkeypatch.setattr(process, "_EXIT_SECONDS", 0.2)
     with start(tmp_path, hang=True) as engine:
         engine.wait_until_ready()
     assert engine._process.returncode == -9

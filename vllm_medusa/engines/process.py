@@ -16,11 +16,11 @@ from typing import Any
 
 from vllm_medusa.errors import MedusaError
 
-# An engine polls for about a second after its last step; the other one must not
-# share the cores with it while it is timed.
+# An engine polls for about a second after its last step; the next one must not share
+# the cores with it while it is timed.
 SETTLE_SECONDS = 1.2
 _LOG_LINES = 25
-_EXIT_SECONDS = 20
+_EXIT_SECONDS = 30
 
 
 class EngineError(MedusaError):
@@ -29,26 +29,35 @@ class EngineError(MedusaError):
 
 
 class EngineProcess:
-    """An engine that loads in the background and then answers one prompt at a time.
+    """An engine that loads in the background and then takes one job at a time.
 
-    `arguments` are those of `vllm.LLM`; `environment` is added to this process's own;
-    what vLLM prints goes to the file `log`. A context manager: leaving it ends the
-    engine with all its processes.
+    A context manager: leaving it ends the engine with all its processes.
+
+    Args:
+        name: for messages.
+        worker: module to run, whose main is `vllm_medusa.engines.jobs.serve`.
+        arguments: those of `vllm.LLM`.
+        environment: added to this process's own.
+        log: file for what vLLM prints.
+        folder: to run in; this process's own by default.
     """
 
     def __init__(
         self,
         name: str,
+        worker: str,
         arguments: Mapping[str, Any],
         environment: Mapping[str, str],
         log: Path,
+        folder: Path | None = None,
     ) -> None:
         self.name = name
         self._log = log
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("w") as stderr:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "vllm_medusa.demo.worker"],
+                [sys.executable, "-m", worker],
+                cwd=folder,
                 env={**os.environ, **environment},
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -67,9 +76,13 @@ class EngineProcess:
         """
         return float(self._receive()["seconds"])
 
-    def answer(self, prompt: str, max_tokens: int) -> dict[str, Any]:
-        """Return `vllm_medusa.demo.worker.answer` of that engine."""
-        self._send({"prompt": prompt, "max_tokens": max_tokens})
+    def call(self, job: str, **arguments: Any) -> Any:
+        """Run a job of the worker module and return its result.
+
+        Raises:
+            EngineError: the job failed, or the engine ended.
+        """
+        self._send({"job": job, **arguments})
         result = self._receive()
         time.sleep(SETTLE_SECONDS)
         return result
@@ -87,7 +100,7 @@ class EngineProcess:
         except BrokenPipeError:
             raise self._failure("ended early") from None
 
-    def _receive(self) -> dict[str, Any]:
+    def _receive(self) -> Any:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
@@ -97,7 +110,7 @@ class EngineProcess:
             raise EngineError(message["refusal"])
         if "error" in message:
             raise self._failure(f"failed with {message['error']}")
-        return message
+        return message["result"]
 
     def _failure(self, reason: str) -> EngineError:
         lines = self._log.read_text(errors="replace").splitlines()[-_LOG_LINES:]
