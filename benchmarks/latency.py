@@ -34,7 +34,10 @@ from vllm_medusa.calibration.looping import length_without_loop
 from vllm_medusa.calibration.steps import Request, Run, run_from_dict
 from vllm_medusa.engines.process import EngineProcess
 
-DEFAULT_VARIANTS = "medusa,medusa:chain,medusa:optimal:4,medusa:optimal:8,ngram"
+DEFAULT_VARIANTS = (
+    "vanilla+compiled,medusa,medusa:chain,medusa:optimal:4,medusa:optimal:8,"
+    "vllm-medusa,ngram,suffix"
+)
 QUICK_VARIANTS = "medusa,ngram"
 LOOP_FREE, FULL = "loop-free", "full"
 # An answer that loops sooner says nothing about speed.

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,9 +22,10 @@ def results_folder(device: str = "cpu") -> Path:
 
 
 def command_line() -> str:
-    """The command as typed, without the paths of this machine."""
+    """The command as typed; of an absolute path only the last part."""
     name = Path(sys.argv[0]).stem
-    return " ".join(["python", "-m", f"benchmarks.{name}", *sys.argv[1:]])
+    words = [re.sub(r"(?<![^=:])/\S*/", "", word) for word in sys.argv[1:]]
+    return " ".join(["python", "-m", f"benchmarks.{name}", *words])
 
 
 def write_result(path: Path, benchmark: str, content: Mapping[str, Any]) -> None:

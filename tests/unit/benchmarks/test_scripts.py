@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from argparse import ArgumentTypeError
 from pathlib import Path
 
@@ -103,13 +104,21 @@ def test_numbers_on_the_command_line() -> None:
             parse_numbers(wrong)
 
 
-def test_a_result_names_its_machine_and_command(tmp_path: Path) -> None:
+def test_a_result_names_its_machine_and_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "deep" / "latency.json"
+    words = ["--heads", "/of/this/machine/heads", "--output=/some/where/x.json"]
+    more = ["--variants", "medusa:/trees/a.json", "--model", "org/model"]
+    monkeypatch.setattr(sys, "argv", ["/repo/benchmarks/latency.py", *words, *more])
     write_result(path, "latency", {"records": [1, 2]})
     document = json.loads(path.read_text())
     assert document["schema"] == 1
     assert document["benchmark"] == "latency"
-    assert document["command"].startswith("python -m benchmarks.")
+    assert document["command"] == (
+        "python -m benchmarks.latency --heads heads --output=x.json "
+        "--variants medusa:a.json --model org/model"
+    )
     assert document["machine"]["versions"]["python"]
     assert document["records"] == [1, 2]
     with pytest.raises(ValueError, match="not JSON compliant"):
