@@ -183,7 +183,7 @@ def test_prompt_logprobs(
 
 
 class ForbidToken(LogitsProcessor):
-    """A user's logits processor: token 50 to 99 are never chosen."""
+    """A user's logits processor: tokens 50 to 99 are never chosen."""
 
     def __init__(
         self, vllm_config: VllmConfig, device: torch.device, is_pin_memory: bool
@@ -204,18 +204,14 @@ class ForbidToken(LogitsProcessor):
 def test_custom_logits_processor(
     llama: TinyModel, prompts: list[list[int]], plain: list[list[int]]
 ) -> None:
-    """vLLM refuses these with speculative decoding, or they are applied: never lost."""
-    try:
-        with engine(
-            llama.path,
-            {"model": llama.heads, "tree": "optimal:12"},
-            logits_processors=[ForbidToken],
-        ) as llm:
-            texts = token_ids(generate(llm, prompts[:8], greedy(LENGTH)))
-            counters = stats(llm)
-    except ValueError as error:
-        assert "logits processor" in str(error).lower()
-        return
+    """It knows requests, not rows: no request has a tree, and it is applied."""
+    processors = {"logits_processors": [ForbidToken]}
+    with engine(llama.path, **processors) as llm:
+        expected = token_ids(generate(llm, prompts[:8], greedy(LENGTH)))
+    medusa = {"model": llama.heads, "tree": "optimal:12"}
+    with engine(llama.path, medusa, **processors) as llm:
+        assert token_ids(generate(llm, prompts[:8], greedy(LENGTH))) == expected
+        counters = stats(llm)
     assert counters["without_tree"] == {"logits processor ForbidToken": 8}
-    assert not any(50 <= token < 100 for text in texts for token in text)
-    assert any(50 <= token < 100 for text in plain[:8] for token in text[:LENGTH])
+    assert counters["trees"] == 0
+    assert expected != [text[:LENGTH] for text in plain[:8]]
