@@ -73,7 +73,7 @@ def check() -> list[Finding]:
     """
     import vllm
 
-    minor = _minor(vllm.__version__)
+    minor = minor_version(vllm.__version__)
     known = known_versions()
     if minor not in known:
         return [Finding("vllm", False, f"{vllm.__version__} is not supported")]
@@ -126,6 +126,12 @@ def known_versions() -> Mapping[str, KnownVersion]:
             "is incomplete, install it again"
         )
     return {file.parent.name: read_hooks(file) for file in files}
+
+
+def minor_version(version: str) -> str:
+    """Return "0.32" of "0.32.1+cpu", the key of `known_versions`."""
+    found = re.match(r"\d+\.\d+", version)
+    return found[0] if found else version
 
 
 def patches_folder() -> Path:
@@ -236,11 +242,6 @@ def _describe(failed: Sequence[Finding]) -> str:
     rest = len(failed) - _MOST_NAMED
     more = f"; and {rest} more" if rest > 0 else ""
     return f"This vLLM was changed: {named}{more}."
-
-
-def _minor(version: str) -> str:
-    found = re.match(r"\d+\.\d+", version)
-    return found[0] if found else version
 
 
 def _platform() -> str:

