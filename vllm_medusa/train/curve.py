@@ -44,6 +44,6 @@ def draw_curve(history: Sequence[Mapping[str, Any]], path: Path) -> None:
         ax.set(title=title, xlabel="step", ylabel=unit)
         ax.grid(alpha=0.3)
     axes[1].set_ylim(bottom=0)
-    axes[1].legend()
+    axes[0].legend()
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png", dpi=90)
