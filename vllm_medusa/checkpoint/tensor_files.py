@@ -59,6 +59,7 @@ class SafetensorsFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.infos: dict[str, TensorInfo] = {}
+        self._shared: dict[str, torch.Tensor] = {}
         try:
             self._file = safe_open(str(path), framework="pt", device="cpu")
             for name in self._file.keys():  # noqa: SIM118 (not a dict)
@@ -87,7 +88,13 @@ class SafetensorsFile:
 
     def read(self, name: str) -> torch.Tensor:
         """Read one tensor, on the CPU, in its stored dtype."""
-        return self._file.get_tensor(self._stored_as.get(name, name))
+        kept = self._stored_as.get(name, name)
+        if kept not in self._stored_as.values():
+            return self._file.get_tensor(kept)
+        # Once for all its names: a small file must not fill the memory by aliases.
+        if kept not in self._shared:
+            self._shared[kept] = self._file.get_tensor(kept)
+        return self._shared[kept]
 
 
 class TorchFile:

@@ -108,6 +108,10 @@ def test_b_with_shared_layers_left_out_of_the_file(tmp_path):
         assert torch.equal(
             checkpoint.tensors[f"blocks.0.layers.{layer}.bias"], linear.bias
         )
+    first, second = (
+        checkpoint.tensors[f"blocks.0.layers.{layer}.weight"] for layer in range(2)
+    )
+    assert first.data_ptr() == second.data_ptr()  # in memory once, as in the file
 
 
 def test_b_reference_safetensors(tmp_path):
