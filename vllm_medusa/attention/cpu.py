@@ -64,6 +64,7 @@ class TreeCPUAttentionImpl(CPUAttentionBackendImpl):
         # [num_blocks, num_kv_heads, block_size, 2 * head_size]
         kv_cache: torch.Tensor,
         attn_metadata: TreeCPUAttentionMetadata | None,
+        # [num_tokens, num_heads, head_size] or flattened, written
         output: torch.Tensor,
         output_scale: torch.Tensor | None = None,
         output_block_scale: torch.Tensor | None = None,

@@ -25,6 +25,7 @@ class FusedProjection(nn.Module):
         weight: [num_heads, rows, in] if every head has its own matrix, else None;
             `rows` is this rank's part of the (draft) vocabulary.
         down: [num_heads, rank, hidden_size] of a low-rank projection, replicated.
+        token_ids: int64 [rows], base token id of each row; None if consecutive.
     """
 
     weight: torch.Tensor | None
