@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from vllm_medusa.calibration.looping import length_without_loop
 from vllm_medusa.calibration.steps import Request, run_requests
 from vllm_medusa.calibration.table import speedups
+from vllm_medusa.errors import ConfigError
 
 if TYPE_CHECKING:
     from vllm import LLM
@@ -64,7 +65,13 @@ def measure_tokens_per_step(
 
 
 class StepTimer:
-    """Times steps of a fixed number of running requests at changing node counts."""
+    """Times steps of a fixed number of running requests at changing node counts.
+
+    Args:
+        llm: the engine, see the module's docstring.
+        prompts: token ids, dealt to the requests in turn.
+        max_tokens: of every answer, as many as the context leaves room for.
+    """
 
     def __init__(
         self, llm: LLM, prompts: Sequence[Sequence[int]], max_tokens: int
@@ -106,13 +113,23 @@ class StepTimer:
         force_nodes(self._llm, None)
 
     def step_seconds(self, requests: int, nodes: int, steps: int) -> float:
-        """Median seconds of a step with `requests` running and `nodes` nodes each."""
+        """Median seconds of a step with `requests` running and `nodes` nodes each.
+
+        Raises:
+            ConfigError: the requests ended before so many steps could be timed.
+        """
         engine = self._llm.llm_engine
         force_nodes(self._llm, nodes)
         times: list[float] = []
         settling = _SETTLING_STEPS
         last = time.perf_counter()
         while len(times) < steps:
+            if not engine.has_unfinished_requests():
+                raise ConfigError(
+                    f"the requests filled their context of {self._max_tokens} tokens "
+                    "before all steps were timed: give fewer --steps or a larger "
+                    "--max-model-len"
+                )
             outputs = engine.step()
             now = time.perf_counter()
             if len(outputs) == requests:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,6 +69,7 @@ def run(args: argparse.Namespace) -> int:
     from vllm_medusa.tree.resolve import resolve_tree
 
     _check(args)
+    texts = _prompts(args)
     # For the worker process, which vLLM starts; what the user has set stays.
     os.environ.update(engine_environment())
     checkpoint = load_heads(args.heads)
@@ -78,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
     output = args.output or checkpoint.folder / BATCH_TABLE_FILE
     if not os.access(output.parent, os.W_OK):
         raise ConfigError(f"cannot write {output}: name another file with --output")
-    _measure(args, checkpoint, tree, output)
+    _measure(args, texts, checkpoint, tree, output)
     return 0
 
 
@@ -110,6 +112,7 @@ def _model(name: str) -> str:
 
 def _measure(
     args: argparse.Namespace,
+    texts: Sequence[str],
     checkpoint: HeadsCheckpoint,
     tree: TokenTree,
     output: Path,
@@ -143,13 +146,18 @@ def _measure(
         },
     )
     tokenizer: Any = llm.get_tokenizer()
-    prompts = [user_turn_ids(tokenizer, prompt) for prompt in _prompts(args)]
+    prompts = [user_turn_ids(tokenizer, text) for text in texts]
+    longest = args.max_model_len - max(len(prompt) for prompt in prompts)
+    if longest < 1:
+        raise ConfigError(
+            f"--max-model-len {args.max_model_len} leaves no room after the longest "
+            f"prompt of {args.max_model_len - longest} tokens: raise it"
+        )
     console = Console()
     counts = usable_node_counts(NODE_COUNTS, tree.num_nodes)
     tokens = _tokens_per_step(args, llm, prompts, counts, checkpoint.folder, tree)
     shown = ", ".join(f"{n}: {value:.2f}" for n, value in tokens.items())
     console.print(f"tokens per step by nodes: {shown}")
-    longest = args.max_model_len - max(len(prompt) for prompt in prompts)
     costs = measure_step_costs(
         StepTimer(llm, prompts, longest),
         batch_sizes,

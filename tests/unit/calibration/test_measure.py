@@ -5,10 +5,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
-from vllm_medusa.calibration.measure import measure_step_costs
+import pytest
+
+from vllm_medusa.calibration.measure import StepTimer, measure_step_costs
 from vllm_medusa.calibration.table import choose_table
+from vllm_medusa.errors import ConfigError
 
 TOKENS = {0: 1.0, 1: 1.4, 2: 1.6, 4: 1.8, 8: 1.9, 16: 2.0, 31: 2.05}
 COUNTS = (1, 2, 4, 8, 16, 31)
@@ -94,3 +98,34 @@ def test_the_median_forgives_an_outlier_and_the_table_follows() -> None:
     costs = measure(Timer(cost), (1,), max_rows=64)
     assert costs[1][8] == 1.4
     assert choose_table(costs, TOKENS) == [(1, 1, 4)]
+
+
+class ShortEngine:
+    """One request that ends after so many steps."""
+
+    def __init__(self, steps: int) -> None:
+        self.left = steps
+
+    def has_unfinished_requests(self) -> bool:
+        return self.left > 0
+
+    def step(self) -> list[str]:
+        self.left -= 1
+        return ["output"]
+
+
+def step_timer(steps: int) -> StepTimer:
+    llm: Any = SimpleNamespace(
+        llm_engine=ShortEngine(steps), collective_rpc=lambda name, args: None
+    )
+    return StepTimer(llm, [[1]], max_tokens=steps)
+
+
+def test_requests_that_last_long_enough_are_timed() -> None:
+    # Three steps to settle, five to time.
+    assert step_timer(8).step_seconds(1, 0, 5) >= 0
+
+
+def test_requests_that_end_too_soon_are_an_error_and_no_endless_loop() -> None:
+    with pytest.raises(ConfigError, match=r"context of 7 tokens .* fewer --steps"):
+        step_timer(7).step_seconds(1, 0, 5)
