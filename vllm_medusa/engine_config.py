@@ -128,7 +128,7 @@ def _verify_platform(vllm_config: VllmConfig) -> None:
     if not current_platform.is_cpu():
         raise UnsupportedError(
             f"Medusa does not run on the platform {current_platform.device_name!r} "
-            "yet: it runs on the CPU backend"
+            "yet: use vLLM's CPU backend, or serve without Medusa"
         )
     if vllm_config.use_v2_model_runner:
         raise UnsupportedError(
@@ -162,7 +162,9 @@ def _verify_model(model: ModelConfig) -> None:
     )
     for present, feature in refused:
         if present:
-            raise UnsupportedError(f"Medusa does not support {feature}: {model.model}")
+            raise UnsupportedError(
+                f"Medusa does not support {feature}: serve {model.model} without it"
+            )
 
 
 def _verify_fit(model: ModelConfig, options: dict[str, Any]) -> None:
@@ -174,5 +176,5 @@ def _verify_fit(model: ModelConfig, options: dict[str, Any]) -> None:
         if options[key] is not None and options[key] != base:
             raise CheckpointError(
                 f"the heads {heads} have {key} {options[key]} but {model.model} has "
-                f"{base}: these are heads of another model"
+                f"{base}: use heads trained for this model"
             )

@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What Medusa can't run on is refused by name, before a model is loaded."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from vllm.platforms import current_platform
+
+from vllm_medusa.engine_config import OPTIONS_KEY, verify_vllm_config
+from vllm_medusa.errors import CheckpointError, UnsupportedError
+
+
+def vllm_config(
+    model: dict[str, Any] | None = None,
+    parallel: dict[str, Any] | None = None,
+    heads: dict[str, Any] | None = None,
+    **options: Any,
+) -> Any:
+    """A configuration that Medusa runs on, but for the given fields."""
+    supported = {
+        "model": "org/base",
+        "runner_type": "generate",
+        "is_encoder_decoder": False,
+        "is_attention_free": False,
+        "is_hybrid": False,
+        "use_mla": False,
+        "uses_mrope": False,
+        "is_multimodal_model": False,
+        "get_hidden_size": lambda: 64,
+        "get_vocab_size": lambda: 100,
+    }
+    sizes = {"hidden_size": 64, "vocab_size": 100} | (heads or {})
+    alone = {"pipeline_parallel_size": 1, "decode_context_parallel_size": 1}
+    fields: dict[str, Any] = {
+        "additional_config": {OPTIONS_KEY: {"config": {"heads": "org/heads"}} | sizes},
+        "use_v2_model_runner": False,
+        "parallel_config": SimpleNamespace(**alone | (parallel or {})),
+        "model_config": SimpleNamespace(**supported | (model or {})),
+    }
+    return SimpleNamespace(**fields | options)
+
+
+def test_supported() -> None:
+    verify_vllm_config(vllm_config())
+    verify_vllm_config(vllm_config(heads={"vocab_size": None}))
+
+
+def test_an_engine_without_medusa_is_not_looked_at() -> None:
+    for additional in ({}, {"other": 1}, None):
+        config = vllm_config({"use_mla": True}, additional_config=additional)
+        verify_vllm_config(config)
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ({"runner_type": "pooling"}, "runner type 'pooling'"),
+        ({"is_encoder_decoder": True}, "encoder-decoder"),
+        ({"is_attention_free": True}, "without attention"),
+        ({"is_hybrid": True}, "recurrent"),
+        ({"use_mla": True}, "MLA"),
+        ({"uses_mrope": True}, "M-RoPE"),
+        ({"is_multimodal_model": True}, "multimodal"),
+    ],
+)
+def test_model_features(model: dict[str, Any], message: str) -> None:
+    with pytest.raises(UnsupportedError, match=f"{message}.*serve org/base without it"):
+        verify_vllm_config(vllm_config(model))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"parallel": {"pipeline_parallel_size": 2}}, "--pipeline-parallel-size 2"),
+        (
+            {"parallel": {"decode_context_parallel_size": 4}},
+            "--decode-context-parallel-size 4: use 1",
+        ),
+        ({"use_v2_model_runner": True}, "unset VLLM_USE_V2_MODEL_RUNNER"),
+    ],
+)
+def test_engine_options(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UnsupportedError, match=message):
+        verify_vllm_config(vllm_config(**options))
+
+
+def test_other_platforms(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(type(current_platform), "is_cpu", lambda self: False)
+    with pytest.raises(UnsupportedError, match="does not run on the platform"):
+        verify_vllm_config(vllm_config())
+
+
+@pytest.mark.parametrize("key", ["hidden_size", "vocab_size"])
+def test_heads_of_another_model(key: str) -> None:
+    with pytest.raises(CheckpointError, match=rf"org/heads have {key} 7 but org/base"):
+        verify_vllm_config(vllm_config(heads={key: 7}))
