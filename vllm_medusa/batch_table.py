@@ -10,7 +10,8 @@ from vllm_medusa.errors import ConfigError
 BatchTable = tuple[tuple[int, int, int], ...]
 """(first, last, nodes): with first to last running requests, `nodes` nodes each."""
 
-_KEY = "num_speculative_tokens_per_batch_size"
+TABLE_KEY = "num_speculative_tokens_per_batch_size"
+"""vLLM's name for the table, in `speculative_config` and in batch_table.json."""
 
 
 def check_batch_table(table: object) -> BatchTable:
@@ -29,19 +30,19 @@ def check_batch_table(table: object) -> BatchTable:
     """
     if not isinstance(table, list | tuple) or not table:
         raise ConfigError(
-            f"{_KEY} must be a non-empty list of [first, last, nodes] with first and "
-            f'last a number of requests, or "auto", or null; not {_show(table)}'
+            f"{TABLE_KEY} must be a non-empty list of [first, last, nodes] with first "
+            f'and last a number of requests, or "auto", or null; not {_show(table)}'
         )
     entries = sorted(_check_entry(entry) for entry in table)
     if entries[0][0] != 1:
         raise ConfigError(
-            f"{_KEY} starts at {entries[0][0]} requests: its first range must start "
-            "at 1"
+            f"{TABLE_KEY} starts at {entries[0][0]} requests: its first range must "
+            "start at 1"
         )
     for before, entry in pairwise(entries):
         if entry[0] <= before[1]:
             raise ConfigError(
-                f"{_KEY}: the ranges {before[0]} to {before[1]} and {entry[0]} to "
+                f"{TABLE_KEY}: the ranges {before[0]} to {before[1]} and {entry[0]} to "
                 f"{entry[1]} overlap"
             )
     return tuple(entries)
@@ -54,15 +55,15 @@ def _check_entry(entry: object) -> tuple[int, int, int]:
         or any(type(value) is not int for value in entry)
     ):
         raise ConfigError(
-            f"{_KEY}: {_show(entry)} must be three integers [first, last, nodes]"
+            f"{TABLE_KEY}: {_show(entry)} must be three integers [first, last, nodes]"
         )
     first, last, nodes = entry
     if not 1 <= first <= last:
         raise ConfigError(
-            f"{_KEY}: the range {first} to {last} must satisfy 1 <= first <= last"
+            f"{TABLE_KEY}: the range {first} to {last} must satisfy 1 <= first <= last"
         )
     if nodes < 0:
-        raise ConfigError(f"{_KEY}: {nodes} nodes must be 0 or more")
+        raise ConfigError(f"{TABLE_KEY}: {nodes} nodes must be 0 or more")
     return first, last, nodes
 
 

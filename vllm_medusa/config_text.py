@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
 
+from vllm_medusa.batch_table import TABLE_KEY
 from vllm_medusa.errors import ConfigError
 
 PREFIX = "medusa:"
@@ -18,7 +19,6 @@ FORM = "medusa:HEADS[@revision][?key=value&...]"
 _BROKEN_PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")
 _INTEGER = re.compile(r"[0-9]{1,18}")
 _INTEGER_KEYS = ("num_heads", "num_speculative_tokens", "draft_vocab")
-_TABLE_KEY = "num_speculative_tokens_per_batch_size"
 
 
 def split_text(text: str) -> dict[str, Any]:
@@ -98,7 +98,7 @@ def _read_value(key: str, value: str) -> Any:
         if not _INTEGER.fullmatch(value):
             raise ConfigError(f"{key} must be a whole number, not {value[:60]!r}")
         return int(value)
-    if key == _TABLE_KEY and value != "auto":
+    if key == TABLE_KEY and value != "auto":
         try:
             return json.loads(value)
         except (ValueError, RecursionError):

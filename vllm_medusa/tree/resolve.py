@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vllm_medusa.batch_table import check_batch_table
+from vllm_medusa.batch_table import TABLE_KEY, check_batch_table
 from vllm_medusa.config import MedusaConfig, check_num_speculative_tokens
 from vllm_medusa.errors import ConfigError
 from vllm_medusa.json_file import read_json
@@ -86,8 +86,8 @@ def resolve_batch_table(
     for first, last, nodes in table:
         if nodes > tree.num_nodes:
             raise ConfigError(
-                f"num_speculative_tokens_per_batch_size asks for {nodes} nodes at "
-                f"{first} to {last} requests, but the tree has only {tree.num_nodes}"
+                f"{TABLE_KEY} asks for {nodes} nodes at {first} to {last} requests, "
+                f"but the tree has only {tree.num_nodes}"
             )
     return list(table)
 
@@ -118,11 +118,10 @@ def _accuracies_beside(folder: Path) -> Accuracies | None:
 
 
 def _load_batch_table(path: Path) -> tuple[tuple[int, int, int], ...]:
-    key = "num_speculative_tokens_per_batch_size"
     data = read_json(path, "batch table", ConfigError)
-    if not isinstance(data, dict) or key not in data:
-        raise ConfigError(f'batch table file {path} lacks the key "{key}"')
+    if not isinstance(data, dict) or TABLE_KEY not in data:
+        raise ConfigError(f'batch table file {path} lacks the key "{TABLE_KEY}"')
     try:
-        return check_batch_table(data[key])
+        return check_batch_table(data[TABLE_KEY])
     except ConfigError as error:
         raise ConfigError(f"batch table file {path}: {error}") from None
