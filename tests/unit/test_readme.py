@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The README names every option, command and target, and no other."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+from vllm_medusa import MedusaConfig
+from vllm_medusa.cli.main import SUBCOMMANDS, load_subcommand
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def first_cells(header: str) -> list[str]:
+    """What stands in code marks at the start of each row below a header."""
+    table = README.split(f"\n| {header} |", 1)[1].split("\n\n", 1)[0]
+    return re.findall(r"^\| `([^`]+)`", table, flags=re.MULTILINE)
+
+
+def test_options() -> None:
+    assert first_cells("option") == list(MedusaConfig.model_fields)
+
+
+def test_commands() -> None:
+    words = [command.split() for command in first_cells("command")]
+    assert {program for program, *_ in words} == {"vllm-medusa"}
+    known = {load_subcommand(module).NAME for module in SUBCOMMANDS}
+    assert {name for _, name, *_ in words} == known
+
+
+def test_modules_of_the_architecture_exist() -> None:
+    table = README.split("\n| path |", 1)[1].split("\n\n", 1)[0]
+    rows = table.splitlines()[2:]
+    names = [n for row in rows for n in re.findall(r"`([^`]+)`", row.split("|")[1])]
+    assert names
+    assert [n for n in names if not (ROOT / "vllm_medusa" / n).exists()] == []
+
+
+def test_targets() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    targets = set(re.findall(r"^([a-z]+):.*##", makefile, flags=re.MULTILINE))
+    named = set(re.findall(r"(?:`|^)make ([a-z]+)", README, flags=re.MULTILINE))
+    (others,) = re.findall(r"other targets: ([^.]*)\.", README)
+    assert named | set(re.findall(r"`([a-z]+)`", others)) == targets
+
+
+def test_the_python_example_parses() -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    calls = [n for n in ast.walk(ast.parse(code)) if isinstance(n, ast.Call)]
+    (config,) = (
+        ast.literal_eval(keyword.value)
+        for call in calls
+        for keyword in call.keywords
+        if keyword.arg == "speculative_config"
+    )
+    assert MedusaConfig.from_speculative_config(config).heads == "default"
