@@ -141,5 +141,6 @@ def lm_head_shard(
         bias=None
         if bias is None
         else collect(bias)[first:last].to(device, dtype).clone(),
-        token_ids=token_map[first:last].to(device),
+        # Copied: the checkpoint's tensors may be views of the file itself.
+        token_ids=token_map[first:last].to(device, copy=True),
     )

@@ -81,7 +81,8 @@ class FusedProjection(nn.Module):
                 )
         token_ids = None
         if spec.draft_vocab_size is not None:
-            token_ids = tensors["token_map"][first:last].to(device)
+            # Copied: the checkpoint's tensors may be views of the file itself.
+            token_ids = tensors["token_map"][first:last].to(device, copy=True)
         return cls(VocabularyShard(weight, None, token_ids, first), parallel, down)
 
     # features: [num_heads, batch, hidden_size]

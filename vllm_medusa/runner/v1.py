@@ -167,23 +167,11 @@ class MedusaCPUModelRunner(CPUModelRunner):
     ) -> SamplerOutput:
         trees = self._trees
         assert trees is not None
+        # [num_reqs] int64
         num_drafts = torch.tensor(spec_decode_metadata.num_draft_tokens)
         # [num_reqs] int64, each request's last row of logits
         last_rows = spec_decode_metadata.bonus_logits_indices.long()
-        plain, seeded = None, set(range(len(num_drafts)))
-        if any(self._exclusion(i) for i in range(self.input_batch.num_reqs)):
-            # Requests without a tree keep vLLM's sampler with all it can do.
-            without_tree = set((num_drafts == 0).nonzero().flatten().tolist())
-            seeded -= without_tree
-            plain = self.sampler(
-                logits=logits[last_rows],
-                sampling_metadata=with_seeds(metadata, without_tree),
-            )
-        # [num_rows] int64, request of each row of logits
-        owners = torch.repeat_interleave(num_drafts + 1)
-        drawn, _ = self.sampler.sample(
-            logits.to(torch.float32), row_metadata(with_seeds(metadata, seeded), owners)
-        )
+        plain, drawn = self._draw(logits, num_drafts, last_rows, metadata)
 
         requests = torch.from_numpy(trees.request_indices)
         first_rows = (last_rows - num_drafts)[requests]
@@ -192,7 +180,7 @@ class MedusaCPUModelRunner(CPUModelRunner):
         layout = trees.layout
         verification = verify_exact(
             self.input_ids.gpu[trees.token_rows].long(),
-            drawn.long()[rows],
+            drawn[rows],
             layout.parents.expand(trees.num_trees, -1),
             layout.depths.expand(trees.num_trees, -1),
             trees.num_rows,
@@ -215,6 +203,34 @@ class MedusaCPUModelRunner(CPUModelRunner):
         if plain is None:
             return output
         return merge_plain(output, plain, num_drafts == 0)
+
+    # (vLLM's own output for requests without a tree, [num_rows] int64)
+    def _draw(
+        self,
+        # [num_rows, vocab_size]
+        logits: torch.Tensor,
+        # [num_reqs] int64
+        num_drafts: torch.Tensor,
+        # [num_reqs] int64
+        last_rows: torch.Tensor,
+        metadata: SamplingMetadata,
+    ) -> tuple[SamplerOutput | None, torch.Tensor]:
+        """Draw at every row; requests that can't have a tree keep vLLM's sampler with
+        all it can do. Each seeded request is drawn for once only."""
+        plain, seeded = None, set(range(len(num_drafts)))
+        if any(self._exclusion(i) for i in range(self.input_batch.num_reqs)):
+            without_tree = set((num_drafts == 0).nonzero().flatten().tolist())
+            seeded -= without_tree
+            plain = self.sampler(
+                logits=logits[last_rows],
+                sampling_metadata=with_seeds(metadata, without_tree),
+            )
+        # [num_rows] int64, request of each row of logits
+        owners = torch.repeat_interleave(num_drafts + 1)
+        drawn, _ = self.sampler.sample(
+            logits.to(torch.float32), row_metadata(with_seeds(metadata, seeded), owners)
+        )
+        return plain, drawn.long()
 
     def _commit(self, verification: Verification) -> None:
         """Move the accepted rows' keys and values behind the prefix."""

@@ -81,6 +81,18 @@ def test_shared_projection_takes_no_memory_of_its_own():
     assert torch.equal(heads.top_k(hidden, 1, VOCAB)[1], best.flip(-1))
 
 
+@pytest.mark.parametrize("projection", ["shared", "single", "own", "low_rank"])
+def test_heads_outlive_their_checkpoint(projection):
+    checkpoint = make_checkpoint(make_spec("mlp", projection, mapped=True))
+    heads = MedusaHeads.from_checkpoint(checkpoint, TinyModel(lm_head_weight(), None))
+    hidden = torch.randn(2, HIDDEN)
+    before = heads.top_k(hidden, 3, 4)
+    for tensor in checkpoint.tensors.values():
+        tensor.zero_()
+    after = heads.top_k(hidden, 3, 4)
+    assert all(map(torch.equal, before, after))
+
+
 def test_tied_embedding_serves_as_lm_head():
     from vllm.model_executor.layers.vocab_parallel_embedding import (
         VocabParallelEmbedding,
