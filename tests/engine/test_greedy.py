@@ -65,7 +65,8 @@ def test_token_budget_cuts_trees(
         llama.path,
         {"model": llama.heads, "tree": TREE},
         max_num_seqs=8,
-        max_num_batched_tokens=40,
+        # Three whole trees of 13 rows and a fourth of 6.
+        max_num_batched_tokens=45,
         enable_chunked_prefill=True,
     ) as llm:
         texts = token_ids(generate(llm, prompts[:60], greedy(32)))

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from vllm import SamplingParams
 from vllm.engine.arg_utils import AsyncEngineArgs, EngineArgs
+from vllm.exceptions import VLLMValidationError
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 from vllm.v1.worker.cpu_model_runner import CPUModelRunner
 from vllm.v1.worker.cpu_worker import CPUWorker
@@ -122,7 +123,7 @@ def test_other_speculation_is_untouched(llama: TinyModel) -> None:
     assert "medusa" not in config.parallel_config.worker_cls.lower()
     assert not config.additional_config
     # What vLLM refuses beside its own speculative decoding it still refuses.
-    with pytest.raises(ValueError, match="min_p and logit_bias"):
+    with pytest.raises(VLLMValidationError, match="min_p and logit_bias"):
         SamplingParams(logit_bias={5: 1.0})._validate_spec_decode(
             config.speculative_config
         )
