@@ -36,9 +36,8 @@ class CpuTreePlan:
         self.block_size = block_size
         longest = int((batch.bases_np + batch.num_rows_np).max())
         self.num_blocks = -(-longest // block_size)
-        requests = torch.from_numpy(batch.request_indices)
         # [num_trees, num_blocks] int64
-        blocks = block_table[requests, : self.num_blocks].long()
+        blocks = block_table[batch.requests, : self.num_blocks].long()
         self._index = self._lines(blocks)
         self._gathered = torch.empty(self._index.numel(), block_size, dtype=dtype)
         keys, values = self._gathered.view(

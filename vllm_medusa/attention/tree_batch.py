@@ -62,6 +62,8 @@ class TreeBatch:
     layout: TreeLayout
     """Of the first `width` rows of the tree."""
 
+    requests: torch.Tensor = field(init=False)
+    """[num_trees] int64, `request_indices` on the device."""
     bases: torch.Tensor = field(init=False)
     """[num_trees] int64."""
     num_rows: torch.Tensor = field(init=False)
@@ -86,6 +88,7 @@ class TreeBatch:
         rows = np.minimum(np.arange(self.width), self.num_rows_np[:, None] - 1)
         self.tree_rows = torch.from_numpy(rows).to(device)
         self.token_rows = torch.from_numpy(rows + self.row_starts[:, None]).to(device)
+        self.requests = torch.from_numpy(self.request_indices).to(device)
         self.bases = torch.from_numpy(self.bases_np).to(device)
         self.num_rows = torch.from_numpy(self.num_rows_np).to(device)
 

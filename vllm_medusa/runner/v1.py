@@ -173,7 +173,7 @@ class MedusaCPUModelRunner(CPUModelRunner):
         last_rows = spec_decode_metadata.bonus_logits_indices.long()
         plain, drawn = self._draw(logits, num_drafts, last_rows, metadata)
 
-        requests = torch.from_numpy(trees.request_indices)
+        requests = trees.requests
         first_rows = (last_rows - num_drafts)[requests]
         # [num_trees, width] int64, rows of logits
         rows = first_rows[:, None] + trees.tree_rows
@@ -240,10 +240,9 @@ class MedusaCPUModelRunner(CPUModelRunner):
         if moves is None:
             return
         self.stats.moved += len(moves.request)
-        requests = torch.from_numpy(trees.request_indices)
         tables = self.input_batch.block_table.block_tables
         for store, table in zip(self._row_stores, tables, strict=True):
-            move_rows(moves, store, table.block_table.gpu[requests])
+            move_rows(moves, store, table.block_table.gpu[trees.requests])
 
     def _count(self, verification: Verification) -> None:
         trees = self._trees

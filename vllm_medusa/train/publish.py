@@ -10,6 +10,7 @@ from typing import Any
 
 from vllm_medusa.checkpoint import save_heads
 from vllm_medusa.files import atomic_path
+from vllm_medusa.side_files import ACCURACIES_FILE, TREE_FILE
 from vllm_medusa.train.curve import draw_curve
 from vllm_medusa.train.heads import TrainableHeads
 from vllm_medusa.train.trainer import Trainer
@@ -28,9 +29,9 @@ def publish(
 ) -> None:
     """Write the checkpoint, accuracies.json, tree.json, curve.png and recipe.json."""
     save_heads(folder, heads.spec, heads.tensors(), base_model=base_name)
-    write_json(folder / "accuracies.json", accuracies)
+    write_json(folder / ACCURACIES_FILE, accuracies)
     write_json(
-        folder / "tree.json",
+        folder / TREE_FILE,
         {
             "paths": [list(path) for path in tree.paths],
             "source": f"optimal:{tree.num_nodes} for accuracies.json",
