@@ -1,9 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Settings of all tests. They must stand before vLLM is imported."""
+"""Settings of all tests; they must stand before vLLM is imported."""
 
 from __future__ import annotations
 
 import os
+
+import pytest
+
+from tests import interpreter
+from tests.runner import RUNNER
 
 _ENVIRONMENT = {
     # Engines run in the test's own process, one after another.
@@ -20,3 +25,37 @@ for _name, _value in _ENVIRONMENT.items():
     os.environ.setdefault(_name, _value)
 # Engines are given kv_cache_memory_bytes instead.
 os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)
+if RUNNER == "v2":
+    interpreter.install()
+elif RUNNER == "v1":
+    for _name in interpreter.ENVIRONMENT:
+        os.environ.pop(_name, None)
+
+
+def pytest_report_header() -> str:
+    return f"MEDUSA_TEST_RUNNER={RUNNER}"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what this process can't run, each with its reason."""
+    for item in items:
+        if reason := _reason_to_skip(item):
+            item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def _reason_to_skip(item: pytest.Item) -> str | None:
+    if item.get_closest_marker("gpu"):
+        if RUNNER != "gpu":
+            return "needs a GPU and MEDUSA_TEST_RUNNER=gpu"
+        import torch
+
+        return None if torch.cuda.is_available() else "needs a CUDA device"
+    if RUNNER == "gpu":
+        return "runs on the CPU"
+    if item.get_closest_marker("interpreter") and RUNNER != "v2":
+        return "needs Triton's interpreter: MEDUSA_TEST_RUNNER=v2"
+    for marker in item.iter_markers("runner"):
+        (name,) = marker.args
+        if name != RUNNER:
+            return f"only for runner {name}: {marker.kwargs['reason']}"
+    return None

@@ -13,6 +13,8 @@ from vllm import LLM, SamplingParams
 from vllm.outputs import RequestOutput
 from vllm.platforms import current_platform
 
+from tests import interpreter
+
 BLOCK_SIZE = 32
 DEFAULTS: dict[str, Any] = {
     "dtype": "float32",
@@ -61,6 +63,8 @@ def engine(
     """
     assert not _alive, "another engine of this process is still running"
     _register_overrides_once()
+    if interpreter.is_installed():
+        interpreter.route_top_k_top_p()
     arguments = {**DEFAULTS, "model": str(model), **options}
     if medusa is not None:
         arguments["speculative_config"] = {

@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Model Runner V2 and Triton kernels on a CPU, through Triton's interpreter.
+
+V2 needs Triton, and the package triton has no back end for a CPU: vLLM finds none that
+is active, switches Triton off, and with it V2. Triton's interpreter needs no back end:
+it runs a kernel's Python source with NumPy, program by program, on CPU tensors. So a
+stand-in back end, which is never asked to compile anything, is all that vLLM lacks to
+run the same runner and the same kernels as on a GPU.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+ENVIRONMENT = {"TRITON_INTERPRET": "1", "VLLM_USE_V2_MODEL_RUNNER": "1"}
+
+
+class _Driver:
+    """What vLLM and Triton ask of a back end's driver before they use it."""
+
+    @staticmethod
+    def is_active() -> bool:
+        return True
+
+
+class _Backend:
+    driver = _Driver
+    compiler = None
+
+
+def install() -> None:
+    """Switch this process to the interpreter and to V2; before vLLM is imported."""
+    os.environ.update(ENVIRONMENT)
+    from triton.backends import backends
+
+    backends["cpu"] = _Backend  # type: ignore[assignment]
+
+
+def is_installed() -> bool:
+    """Tell whether `install` was called in this process."""
+    triton = sys.modules.get("triton.backends")
+    return triton is not None and triton.backends.get("cpu") is _Backend
+
+
+def route_top_k_top_p() -> None:
+    """Let vLLM's PyTorch function do what its Triton kernel for top-k and top-p does.
+
+    Of the kernels that a CPU run of V2 reaches, this is the only one that the
+    interpreter can't run: it takes a Python int for a tensor. The sampler reaches it
+    through this one name, in vLLM 0.32 and 0.33. Done once vLLM is imported, and
+    harmless when done again.
+    """
+    from vllm.v1.sample.ops import topk_topp_sampler
+
+    def apply(logits: Any, k: Any, p: Any, **_: Any) -> Any:
+        return topk_topp_sampler.apply_top_k_top_p_pytorch(
+            logits, k, p, allow_cpu_sync=True
+        )
+
+    topk_topp_sampler.apply_top_k_top_p_triton = apply
