@@ -29,6 +29,8 @@ from vllm_medusa.tree.specification import (
 
 _Count = Annotated[int, Field(strict=True, ge=1)]
 _Name = Annotated[str, Field(strict=True, min_length=1)]
+AttentionChoice = Literal["auto", "triton", "cascade", "xformers"]
+"""Implementations of tree attention, see `vllm_medusa.attention`."""
 
 _POSSIBLE = {
     "heads": 'a folder, a Hugging Face id or "default"',
@@ -37,6 +39,7 @@ _POSSIBLE = {
     "tree": POSSIBLE_TREES,
     "num_speculative_tokens": "a whole number of at least 1",
     "acceptance": '"exact"',
+    "attention": '"auto", "triton", "cascade" or "xformers"',
     "draft_vocab": "a whole number of at least 1",
     "num_speculative_tokens_per_batch_size": (
         '"auto", null, or a list of [first, last, nodes]'
@@ -58,6 +61,8 @@ class MedusaConfig(BaseModel):
             heads, else the best tree for accuracies.json there, else a chain.
         num_speculative_tokens: cut the tree to its first so many nodes.
         acceptance: "exact" keeps the distribution of the model.
+        attention: implementation of tree attention; "auto" takes the fastest that the
+            platform has.
         draft_vocab: use only the first so many entries of the heads' token_map.
         num_speculative_tokens_per_batch_size: nodes by number of running requests,
             see `check_batch_table`; "auto" takes batch_table.json beside the heads
@@ -75,6 +80,7 @@ class MedusaConfig(BaseModel):
     tree: str | tuple[tuple[int, ...], ...] | None = None
     num_speculative_tokens: _Count | None = None
     acceptance: Literal["exact"] = "exact"
+    attention: AttentionChoice = "auto"
     draft_vocab: _Count | None = None
     num_speculative_tokens_per_batch_size: BatchTable | Literal["auto"] | None = "auto"
 

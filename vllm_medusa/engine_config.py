@@ -22,7 +22,11 @@ OPTIONS_KEY = "medusa"
 """Our key in `VllmConfig.additional_config`, vLLM's place for plugin options."""
 
 PROPOSER = "vllm_medusa.propose.MedusaProposer"
-WORKER = "vllm_medusa.worker.MedusaCPUWorker"
+WORKERS = {
+    "cpu": "vllm_medusa.worker.MedusaCPUWorker",
+    "cuda": "vllm_medusa.worker.MedusaGPUWorker",
+}
+"""Worker class by platform (`vllm.platforms.current_platform.device_type`)."""
 
 
 def prepare_engine_args(engine_args: EngineArgs, options: dict[str, Any]) -> None:
@@ -76,7 +80,7 @@ def prepare_engine_args(engine_args: EngineArgs, options: dict[str, Any]) -> Non
         ]
     engine_args.speculative_config = speculative
     engine_args.spec_method = engine_args.spec_model = engine_args.spec_tokens = None
-    engine_args.worker_cls = WORKER
+    engine_args.worker_cls = _worker_cls()
     engine_args.additional_config = {
         **(engine_args.additional_config or {}),
         OPTIONS_KEY: {
@@ -116,25 +120,75 @@ def verify_vllm_config(vllm_config: VllmConfig) -> None:
     options = medusa_options(vllm_config)
     if options is None:
         return
-    _verify_platform(vllm_config)
+    _verify_runner(vllm_config)
+    _verify_parallel(vllm_config)
     model = vllm_config.model_config
     _verify_model(model)
     _verify_fit(model, options)
 
 
-def _verify_platform(vllm_config: VllmConfig) -> None:
+def _worker_cls() -> str:
     from vllm.platforms import current_platform
 
-    if not current_platform.is_cpu():
-        raise UnsupportedError(
-            f"Medusa does not run on the platform {current_platform.device_name!r} "
-            "yet: use vLLM's CPU backend, or serve without Medusa"
-        )
+    platform = current_platform
+    if platform.is_cpu():
+        return WORKERS["cpu"]
+    if platform.is_cuda():
+        return WORKERS["cuda"]
+    raise UnsupportedError(
+        f"Medusa does not run on the platform {platform.device_name!r}: use NVIDIA "
+        "GPUs or vLLM's CPU backend, or serve without Medusa"
+    )
+
+
+def _verify_runner(vllm_config: VllmConfig) -> None:
+    from vllm.platforms import current_platform
+
     if vllm_config.use_v2_model_runner:
+        _verify_v2(vllm_config)
+    elif not current_platform.is_cpu():
         raise UnsupportedError(
-            "Medusa does not run on Model Runner V2 yet: unset "
-            "VLLM_USE_V2_MODEL_RUNNER or set it to 0"
+            "on a GPU Medusa runs on Model Runner V2 only, which is switched off: "
+            "unset VLLM_USE_V2_MODEL_RUNNER or set it to 1"
         )
+    elif vllm_config.scheduler_config.async_scheduling:
+        raise UnsupportedError(
+            "Medusa on Model Runner V1 does not support --async-scheduling: drop it"
+        )
+
+
+def _verify_v2(vllm_config: VllmConfig) -> None:
+    """Refuse what would bypass the verifier, or see drafts as a chain."""
+    parallel, model = vllm_config.parallel_config, vllm_config.model_config
+    # (option in use, its name and what to do)
+    refused = (
+        (
+            getattr(vllm_config, "watermark_config", None) is not None,
+            "watermarking: drop the watermark configuration",
+        ),
+        (
+            parallel.enable_batch_sharded_sampling,
+            "batch-sharded sampling: use --no-enable-batch-sharded-sampling",
+        ),
+        (
+            parallel.prefill_context_parallel_size > 1,
+            "--prefill-context-parallel-size "
+            f"{parallel.prefill_context_parallel_size}: use 1",
+        ),
+        (parallel.use_ubatching, "dual batch overlap: drop --enable-dbo"),
+        (
+            vllm_config.cache_config.kv_sharing_fast_prefill,
+            "--kv-sharing-fast-prefill: drop it",
+        ),
+        (model.enable_trace_replay, "--enable-trace-replay: drop it"),
+        (model.return_sampling_mask, "--return-sampling-mask: drop it"),
+    )
+    for present, feature in refused:
+        if present:
+            raise UnsupportedError(f"Medusa does not support {feature}")
+
+
+def _verify_parallel(vllm_config: VllmConfig) -> None:
     parallel = vllm_config.parallel_config
     if parallel.pipeline_parallel_size > 1:
         raise UnsupportedError(

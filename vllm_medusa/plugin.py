@@ -19,7 +19,8 @@ def register() -> None:
     if _registered:
         return
     _registered = True
-    from vllm_medusa import arguments, request_validation
+    from vllm_medusa import arguments, request_validation, vllm_config
 
     arguments.install()
     request_validation.install()
+    vllm_config.install()

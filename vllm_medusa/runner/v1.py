@@ -76,6 +76,14 @@ class MedusaCPUModelRunner(CPUModelRunner):
                 caches.setdefault(layer.kv_cache.data_ptr(), layer.kv_cache)
             self._row_stores.append(CpuRowStore.of(list(caches.values())))
 
+    def medusa_stats(self) -> dict[str, Any]:
+        """Return the counters."""
+        return self.stats.as_dict()
+
+    def medusa_memory(self) -> dict[str, int]:
+        """Return bytes: "heads" of their weights, "buffers" besides."""
+        return {"heads": self.drafter.heads.num_bytes, "buffers": 0}
+
     def execute_model(
         self, scheduler_output: SchedulerOutput, *args: Any, **kwargs: Any
     ) -> Any:
@@ -287,7 +295,7 @@ class MedusaCPUModelRunner(CPUModelRunner):
             return drafts
         with timing.measure("propose"):
             rows = self._draft_rows[requests]
-            proposed = self.drafter.propose(sample_hidden_states[rows], num_nodes)
-            for index, tokens in zip(requests, proposed.tolist(), strict=True):
+            proposal = self.drafter.propose(sample_hidden_states[rows], num_nodes)
+            for index, tokens in zip(requests, proposal.tokens.tolist(), strict=True):
                 drafts[index] = tokens
         return drafts

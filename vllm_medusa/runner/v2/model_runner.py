@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Adapter to Model Runner V2 (`vllm/v1/worker/gpu/model_runner.py`)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from vllm.logger import init_logger
+from vllm.v1.worker.cpu.model_runner import CPUModelRunner
+from vllm.v1.worker.gpu import model_runner
+from vllm.v1.worker.gpu.buffer_utils import UvaBackedTensor
+from vllm.v1.worker.gpu.model_runner import GPUModelRunner
+from vllm.v1.worker.gpu.sample.bad_words import BadWordsState
+from vllm.v1.worker.gpu.sample.logit_bias import LogitBiasState
+from vllm.v1.worker.gpu.sample.penalties import PenaltiesState
+
+from vllm_medusa.kernels.move_rows import RowMover
+from vllm_medusa.replace import replaced
+from vllm_medusa.runner.requests import (
+    ON_TREE_ROWS_OF_V2,
+    MedusaStats,
+    TreeEligibility,
+)
+from vllm_medusa.runner.v2.model_graphs import TreeGraphManager
+from vllm_medusa.runner.v2.speculator import MedusaSpeculator
+from vllm_medusa.runner.v2.verifier import TreeVerifier
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+    from vllm.v1.core.sched.output import SchedulerOutput
+    from vllm.v1.kv_cache_interface import KVCacheConfig
+    from vllm.v1.worker.gpu.input_batch import InputBatch
+    from vllm.v1.worker.gpu.sample.sampler import Sampler
+
+logger = init_logger(__name__)
+
+_BUILT_IN = (BadWordsState, LogitBiasState, PenaltiesState)
+
+
+class MedusaModelRunner(GPUModelRunner):
+    """vLLM's runner, with token trees in place of draft chains.
+
+    vLLM schedules, stores and counts a tree's nodes as if they were a chain of
+    drafts. What differs sits behind its own seams: the speculator, the rejection
+    sampler, the attention metadata; and positions follow a row's depth.
+    """
+
+    speculator: MedusaSpeculator
+
+    def __init__(self, vllm_config: VllmConfig, device: torch.device) -> None:
+        with replaced(model_runner, "init_speculator", MedusaSpeculator):
+            super().__init__(vllm_config, device)
+        self.stats = MedusaStats()
+        self.eligibility = TreeEligibility(self.stats, served=ON_TREE_ROWS_OF_V2)
+        self.step_trees = self.speculator.step_trees
+        # [max_num_reqs] bool by request state
+        self._without_tree = UvaBackedTensor(self.max_num_reqs, dtype=torch.bool)
+
+    def load_model(self, *args: Any, **kwargs: Any) -> None:
+        """As `GPUModelRunner.load_model`; loads the heads and sets the verifier."""
+        super().load_model(*args, **kwargs)
+        self.speculator.load_model(self.model)
+        assert self.sampler is not None
+        self.verifier = TreeVerifier(
+            self.sampler, self.step_trees, self._without_tree, self.device
+        )
+        self.rejection_sampler = self.verifier
+        self.speculator.verifier = self.verifier
+        self.eligibility.excluded = _custom_processors(self.sampler)
+        memory = self.medusa_memory()
+        logger.info(
+            "Medusa heads take %.1f MiB, buffers %.1f MiB",
+            memory["heads"] / 2**20,
+            memory["buffers"] / 2**20,
+        )
+
+    def initialize_kv_cache(
+        self, kv_cache_config: KVCacheConfig, *args: Any, **kwargs: Any
+    ) -> None:
+        """As `GPUModelRunner.initialize_kv_cache`; connects the attention layers."""
+        with replaced(model_runner, "ModelCudaGraphManager", TreeGraphManager):
+            super().initialize_kv_cache(kv_cache_config, *args, **kwargs)
+        for groups in self.attn_groups:
+            for group in groups:
+                for builder in group.metadata_builders:
+                    builder.step_trees = self.step_trees
+        layers = self.compilation_config.static_forward_context
+        movers = []
+        for group in self.kv_cache_config.kv_cache_groups:
+            views = []
+            for name in group.layer_names:
+                layer = layers[name]
+                layer.impl.check_support(layer)
+                views.append(layer.impl.cache_views(layer.kv_cache))
+            movers.append(RowMover(views))
+        self.verifier.row_movers = movers
+
+    def add_requests(self, scheduler_output: SchedulerOutput) -> None:
+        """As `GPUModelRunner.add_requests`; notes which requests can't have trees."""
+        super().add_requests(scheduler_output)
+        for request in scheduler_output.scheduled_new_reqs:
+            reason = self.eligibility.reason(request.req_id, request.sampling_params)
+            index = self.req_states.req_id_to_index[request.req_id]
+            self._without_tree.np[index] = reason is not None
+        if scheduler_output.scheduled_new_reqs:
+            self._without_tree.copy_to_uva()
+
+    def finish_requests(self, scheduler_output: SchedulerOutput) -> None:
+        """As `GPUModelRunner.finish_requests`."""
+        super().finish_requests(scheduler_output)
+        self.eligibility.forget(scheduler_output.finished_req_ids)
+
+    def prepare_attn(
+        self, input_batch: InputBatch
+    ) -> tuple[tuple[torch.Tensor, ...], torch.Tensor]:
+        """As `GPUModelRunner.prepare_attn`; then positions follow the depth.
+
+        Slots stay linear in the row: they are computed before.
+        """
+        block_tables, slot_mappings = super().prepare_attn(input_batch)
+        self.step_trees.begin(input_batch, block_tables)
+        self._count(input_batch)
+        return block_tables, slot_mappings
+
+    def prepare_dummy_attn(self, *args: Any, **kwargs: Any) -> Any:
+        """As `GPUModelRunner.prepare_dummy_attn`: a step without trees."""
+        self.step_trees.clear()
+        return super().prepare_dummy_attn(*args, **kwargs)
+
+    def _count(self, input_batch: InputBatch) -> None:
+        num_trees = self.step_trees.num_trees
+        if num_trees == 0:
+            return
+        num_drafts = input_batch.num_draft_tokens_per_req
+        assert num_drafts is not None
+        has_tree = ~self._without_tree.np[input_batch.idx_mapping_np[:num_trees]]
+        self.stats.steps += bool(has_tree.any())
+        self.stats.trees += int(has_tree.sum())
+        self.stats.nodes += int(num_drafts[:num_trees][has_tree].sum())
+
+    def medusa_stats(self) -> dict[str, Any]:
+        """Return the counters; waits for the device."""
+        self.stats.accepted = int(self.verifier.num_accepted)
+        self.stats.moved = int(self.verifier.num_moved)
+        return self.stats.as_dict()
+
+    def medusa_memory(self) -> dict[str, int]:
+        """Return bytes on the device: "heads" of their weights, "buffers" besides."""
+        return {
+            "heads": self.speculator.proposer.heads.num_bytes,
+            "buffers": self.speculator.num_buffer_bytes,
+        }
+
+
+class MedusaCPUModelRunner(MedusaModelRunner, CPUModelRunner):
+    """The same on a CPU, where V2 runs through Triton's interpreter."""
+
+
+def _custom_processors(sampler: Sampler) -> str | None:
+    """Return why no request can have a tree if the engine has logits processors of
+    its user, which know requests but not paths; else None."""
+    custom = [p for p in sampler.logits_processors if not isinstance(p, _BUILT_IN)]
+    if not custom:
+        return None
+    return "logits processor " + ", ".join(sorted(type(p).__name__ for p in custom))
