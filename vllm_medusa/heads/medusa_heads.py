@@ -41,6 +41,12 @@ class MedusaHeads(nn.Module):
         self.blocks = blocks
         self.projection = projection
 
+    @property
+    def num_bytes(self) -> int:
+        """Memory of the weights on this rank; a shared LM head is not counted."""
+        blocks = sum(buffer.nbytes for buffer in self.blocks.buffers())
+        return blocks + self.projection.num_bytes
+
     @classmethod
     def from_checkpoint(
         cls,
@@ -120,6 +126,22 @@ class MedusaHeads(nn.Module):
         Raises:
             ConfigError: more heads or tokens are asked for than there are.
         """
+        return self.projection.top_k(self._features(hidden, num_heads, k), k)
+
+    # hidden: [batch, hidden_size], last hidden state after the final norm
+    def best_tokens(self, hidden: torch.Tensor, num_heads: int, k: int) -> torch.Tensor:
+        """The token ids of `top_k`, cheaper: it computes no probabilities.
+
+        Returns:
+            int64 [batch, num_heads, k].
+
+        Raises:
+            ConfigError: more heads or tokens are asked for than there are.
+        """
+        return self.projection.best_tokens(self._features(hidden, num_heads, k), k)
+
+    # [num_heads, batch, hidden_size]
+    def _features(self, hidden: torch.Tensor, num_heads: int, k: int) -> torch.Tensor:
         if not 1 <= num_heads <= self.spec.num_heads:
             raise ConfigError(
                 f"num_heads is {num_heads}, but there are {self.spec.num_heads} heads"
@@ -128,4 +150,4 @@ class MedusaHeads(nn.Module):
             raise ConfigError(
                 f"k is {k}, but the heads guess over {self.vocab_size} tokens"
             )
-        return self.projection.top_k(self.blocks(hidden, num_heads), k)
+        return self.blocks(hidden, num_heads)

@@ -6,13 +6,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from vllm_medusa.heads.linear import prepare_linear
 from vllm_medusa.heads.lm_head import VocabularyShard
 from vllm_medusa.heads.parallel import TensorParallel
 from vllm_medusa.heads.spec import HeadsSpec
+from vllm_medusa.kernels.merge_top_k import merge_top_k, pack_top_k
 
 # Rows of this many tokens are scanned for their maximum before the top-k on CPU.
 _CHUNK = 64
@@ -26,6 +26,7 @@ class FusedProjection(nn.Module):
             `rows` is this rank's part of the (draft) vocabulary.
         down: [num_heads, rank, hidden_size] of a low-rank projection, replicated.
         token_ids: int64 [rows], base token id of each row; None if consecutive.
+        num_bytes: memory besides what is the base model's own.
     """
 
     weight: torch.Tensor | None
@@ -42,6 +43,8 @@ class FusedProjection(nn.Module):
         self.parallel = parallel
         self.start = shard.start
         own = shard.weight.dim() == 3
+        tensors = (shard.token_ids, down, *_own_weights(shard))
+        self.num_bytes = sum(t.nbytes for t in tensors if t is not None)
         self.register_buffer("weight", shard.weight if own else None, persistent=False)
         self._product = shard.product
         if self._product is None and not own:
@@ -101,31 +104,43 @@ class FusedProjection(nn.Module):
         self, features: torch.Tensor, k: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Log-probabilities (float32) and base token ids, [batch, num_heads, k]."""
-        logits = self.logits(features).transpose(0, 1).float()
-        values, rows = best_rows(logits, min(k, logits.shape[-1]))
-        total = logits.logsumexp(dim=-1, keepdim=True)
-        ids = rows + self.start if self.token_ids is None else self.token_ids[rows]
-        if self.parallel.size > 1:
-            values, ids, total = self._merge(values, ids, total, k)
-        return values - total, ids
+        logits = self.logits(features).float()
+        best, ids = self._best(logits, k)
+        totals = logits.logsumexp(dim=-1).transpose(0, 1)
+        if self.parallel.size == 1:
+            return best - totals.unsqueeze(-1), ids
+        return self._merge(best, ids, k, totals)
 
-    # values, ids: [batch, num_heads, k]; total: [batch, num_heads, 1]
+    # features: [num_heads, batch, hidden_size]
+    def best_tokens(self, features: torch.Tensor, k: int) -> torch.Tensor:
+        """The base token ids of `top_k` alone, without a pass for the probabilities."""
+        best, ids = self._best(self.logits(features), k)
+        return ids if self.parallel.size == 1 else self._merge(best, ids, k)[1]
+
+    # logits: [num_heads, batch, rows]
+    def _best(self, logits: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """This rank's best logits and base token ids, [batch, num_heads, <= k]."""
+        best, rows = best_rows(logits, min(k, logits.shape[-1]))
+        ids = rows + self.start if self.token_ids is None else self.token_ids[rows]
+        return best.transpose(0, 1), ids.transpose(0, 1)
+
     def _merge(
-        self, values: torch.Tensor, ids: torch.Tensor, total: torch.Tensor, k: int
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """The best of all ranks, in one all-gather."""
-        short = k - values.shape[-1]
-        if short > 0:
-            values = F.pad(values, (0, short), value=-torch.inf)
-            ids = F.pad(ids, (0, short))
-        # float32 holds every token id exactly: vocabularies are below 2**24.
-        packed = torch.cat([values, ids.float(), total], dim=-1)
-        every = self.parallel.stack(packed).permute(1, 2, 0, 3)
-        values = every[..., :k].flatten(2)
-        ids = every[..., k : 2 * k].flatten(2)
-        best, place = values.topk(k, dim=-1)
-        total = every[..., 2 * k].logsumexp(dim=-1, keepdim=True)
-        return best, ids.gather(-1, place).long(), total
+        self,
+        # [batch, num_heads, <= k] each
+        best: torch.Tensor,
+        ids: torch.Tensor,
+        k: int,
+        # [batch, num_heads]
+        totals: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The best of all ranks, in one all-gather and one launch."""
+        packed = pack_top_k(best, ids, k, totals)
+        return merge_top_k(self.parallel.stack(packed), k)
+
+
+def _own_weights(shard: VocabularyShard) -> tuple[torch.Tensor | None, ...]:
+    """The shard's matrix and bias, unless they are the base model's."""
+    return () if shard.product is not None else (shard.weight, shard.bias)
 
 
 # logits: [..., rows]

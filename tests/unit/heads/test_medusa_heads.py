@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.unit.heads.support import (
     HIDDEN,
@@ -32,9 +33,11 @@ def check_against_reference(heads, checkpoint, lm_head, *, batch, num_heads, k):
     with torch.inference_mode():
         expected = reference.top_k(hidden, num_heads, k, lm_head)
         log_probs, token_ids = heads.top_k(hidden, num_heads, k)
+        best = heads.best_tokens(hidden, num_heads, k)
     assert log_probs.dtype == torch.float32 and token_ids.dtype == torch.int64
     torch.testing.assert_close(log_probs, expected[0], atol=1e-5, rtol=1e-5)
     assert torch.equal(token_ids, expected[1])
+    assert torch.equal(best, expected[1])
 
 
 @pytest.mark.parametrize("spec", all_specs(), ids=spec_name)
@@ -172,22 +175,42 @@ def test_a_model_without_an_lm_head_is_refused():
         MedusaHeads.from_checkpoint(checkpoint, nn.Linear(2, 2))
 
 
+@pytest.mark.parametrize("method", ["top_k", "best_tokens"])
 @pytest.mark.parametrize("num_heads", [0, 4])
-def test_more_heads_than_there_are_are_refused(num_heads):
+def test_more_heads_than_there_are_are_refused(num_heads, method):
     checkpoint = make_checkpoint(make_spec("residual", "own", mapped=False))
     base = TinyModel(lm_head_weight(), None)
     heads = MedusaHeads.from_checkpoint(checkpoint, base)
     with pytest.raises(ConfigError, match="there are 3 heads"):
-        heads.top_k(torch.randn(1, HIDDEN), num_heads, 2)
+        getattr(heads, method)(torch.randn(1, HIDDEN), num_heads, 2)
 
 
+@pytest.mark.parametrize("method", ["top_k", "best_tokens"])
 @pytest.mark.parametrize("k", [0, VOCAB + 1])
-def test_more_guesses_than_tokens_are_refused(k):
+def test_more_guesses_than_tokens_are_refused(k, method):
     checkpoint = make_checkpoint(make_spec("residual", "shared", mapped=False))
     base = TinyModel(lm_head_weight(), None)
     heads = MedusaHeads.from_checkpoint(checkpoint, base)
     with pytest.raises(ConfigError, match=f"guess over {VOCAB} tokens"):
-        heads.top_k(torch.randn(1, HIDDEN), 1, k)
+        getattr(heads, method)(torch.randn(1, HIDDEN), 1, k)
+
+
+def test_best_tokens_makes_no_pass_for_probabilities():
+    checkpoint = make_checkpoint(make_spec("mlp", "shared", mapped=True))
+    heads = MedusaHeads.from_checkpoint(checkpoint, TinyModel(lm_head_weight(), None))
+    operations = []
+
+    class Record(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            operations.append(function.name())
+            return function(*args, **(kwargs or {}))
+
+    with Record(), torch.inference_mode():
+        heads.best_tokens(torch.randn(2, HIDDEN), 3, 4)
+        assert "aten::topk" in operations
+        assert not any("exp" in name for name in operations)
+        heads.top_k(torch.randn(2, HIDDEN), 3, 4)
+        assert any("logsumexp" in name for name in operations)
 
 
 @pytest.mark.parametrize("rows", [64 * 40, 64 * 40 + 7, 64])

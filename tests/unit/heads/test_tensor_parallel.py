@@ -11,6 +11,8 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 
+from tests import interpreter
+from tests.runner import RUNNER
 from tests.unit.heads.support import (
     HIDDEN,
     VOCAB,
@@ -47,6 +49,9 @@ def hidden_states() -> torch.Tensor:
 def run_rank(rank: int, size: int, folder: str) -> None:
     """Body of one process: every case on this rank, results to a file."""
     torch.set_num_threads(1)
+    if RUNNER == "v2":
+        # A new process does not inherit it, and the merge is a kernel.
+        interpreter.install()
     # Names the shared memory that vLLM's CPU ranks talk through.
     os.environ["VLLM_DIST_IDENT"] = folder.replace("/", "_")
     from vllm.config import VllmConfig, set_current_vllm_config
@@ -65,7 +70,9 @@ def run_rank(rank: int, size: int, folder: str) -> None:
         for spec, num_heads, k, bias in CASES:
             base = TinyModel(lm_head_weight(), lm_head_bias() if bias else None)
             heads = MedusaHeads.from_checkpoint(make_checkpoint(spec), base)
-            results.append(heads.top_k(hidden_states(), num_heads, k))
+            hidden = hidden_states()
+            best = heads.best_tokens(hidden, num_heads, k)
+            results.append((*heads.top_k(hidden, num_heads, k), best))
     torch.save(results, f"{folder}/{rank}.pt")
     cleanup_dist_env_and_memory()
 
@@ -95,6 +102,7 @@ def expected(
 def test_two_ranks_equal_one(two_ranks, case):
     log_probs, token_ids = expected(*CASES[case])
     for rank in range(2):
-        values, ids = two_ranks[rank][case]
+        values, ids, best = two_ranks[rank][case]
         torch.testing.assert_close(values, log_probs, atol=1e-5, rtol=1e-5)
         assert torch.equal(ids, token_ids)
+        assert torch.equal(best, token_ids)
