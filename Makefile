@@ -5,12 +5,18 @@ PYTHON ?= $(shell for python in python3 python3.12 python3.11; do \
 	$$python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' \
 	2>/dev/null && echo $$python && break; done)
 BIN := .venv/bin
+PYTEST := $(BIN)/python -m pytest
+# Model Runner V2 and the Triton kernels, in Triton's interpreter.
+V2 := MEDUSA_TEST_RUNNER=v2
+# The next supported vLLM in front of the installed one.
+NEXT = PYTHONPATH=$$($(BIN)/python scripts/setup_next.py --path)
+QUICK := not slow and not gpu
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo lint test bench clean
+.PHONY: help setup demo lint test test-next bench clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: ## make .venv with vLLM for the CPU and everything pinned in requirements/
 	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 or 3.12 found; \
@@ -25,8 +31,17 @@ lint: setup ## check format, style and types
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-test: lint ## lint, then all tests that need no GPU
-	$(BIN)/python -m pytest -m "not slow and not gpu" $(PYTEST_ARGS)
+test: lint ## lint, then all tests that need no GPU, and some on the next vLLM
+	$(PYTEST) -m "$(QUICK)" $(PYTEST_ARGS)
+	$(V2) $(PYTEST) -m "(engine or interpreter) and $(QUICK)" $(PYTEST_ARGS)
+	$(BIN)/python scripts/setup_next.py
+	$(NEXT) $(PYTEST) -m smoke $(PYTEST_ARGS)
+	$(NEXT) $(V2) $(PYTEST) -m smoke $(PYTEST_ARGS)
+
+test-next: setup ## all engine tests on the next supported vLLM
+	$(BIN)/python scripts/setup_next.py
+	$(NEXT) $(PYTEST) -m "engine and $(QUICK)" $(PYTEST_ARGS)
+	$(NEXT) $(V2) $(PYTEST) -m "(engine or interpreter) and $(QUICK)" $(PYTEST_ARGS)
 
 bench: setup ## measure latency against plain vLLM (half an hour; needs a quiet machine)
 	$(BIN)/python -m benchmarks.latency $(BENCH_ARGS)

@@ -41,10 +41,10 @@ def test_modules_of_the_architecture_exist() -> None:
 
 def test_targets() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    targets = set(re.findall(r"^([a-z]+):.*##", makefile, flags=re.MULTILINE))
-    named = set(re.findall(r"(?:`|^)make ([a-z]+)", README, flags=re.MULTILINE))
+    targets = set(re.findall(r"^([a-z-]+):.*##", makefile, flags=re.MULTILINE))
+    named = set(re.findall(r"(?:`|^)make ([a-z-]+)", README, flags=re.MULTILINE))
     (others,) = re.findall(r"other targets: ([^.]*)\.", README)
-    assert named | set(re.findall(r"`([a-z]+)`", others)) == targets
+    assert named | set(re.findall(r"`([a-z-]+)`", others)) == targets
 
 
 def test_the_python_example_parses() -> None:
