@@ -19,9 +19,12 @@ METHOD = "custom_class"
 
 
 def install() -> None:
-    """Wrap `__post_init__` and `_get_v2_model_runner_unsupported_features`."""
+    """Wrap the methods of `VllmConfig` that ask for the method."""
     _wrap_post_init()
     _wrap_unsupported_features()
+    # vLLM 0.32 keeps the table of every method.
+    if hasattr(VllmConfig, "_maybe_disable_dynamic_sd_for_v1"):
+        _wrap_disable_dynamic_sd()
 
 
 def _has_medusa(vllm_config: VllmConfig) -> bool:
@@ -62,3 +65,16 @@ def _wrap_unsupported_features() -> None:
     VllmConfig._get_v2_model_runner_unsupported_features = (
         _get_v2_model_runner_unsupported_features
     )
+
+
+def _wrap_disable_dynamic_sd() -> None:
+    """Keep the batch-size table on Model Runner V1, which vLLM 0.33 drops by method
+    name: our runner verifies as many nodes as the scheduler places."""
+    upstream = VllmConfig._maybe_disable_dynamic_sd_for_v1
+
+    @functools.wraps(upstream)
+    def _maybe_disable_dynamic_sd_for_v1(self: VllmConfig) -> None:
+        if not _has_medusa(self):
+            upstream(self)
+
+    VllmConfig._maybe_disable_dynamic_sd_for_v1 = _maybe_disable_dynamic_sd_for_v1

@@ -12,10 +12,21 @@ from vllm_medusa.attention.cpu import tree_backend
 from vllm_medusa.replace import replaced
 
 
-class _MedusaRPC:
-    """What `LLM.collective_rpc` may ask a worker with Medusa."""
+class _MedusaWorker(gpu_worker.Worker):
+    """What the workers of all platforms share, and what `LLM.collective_rpc` may ask."""
 
     model_runner: Any
+
+    def load_model(self, *args: Any, **kwargs: Any) -> None:
+        """As `Worker.load_model`; the layers get tree attention."""
+        with tree_backend():
+            super().load_model(*args, **kwargs)
+
+    def compile_or_warm_up_model(self) -> Any:
+        """As `Worker.compile_or_warm_up_model`, which runs requests of its own."""
+        times = super().compile_or_warm_up_model()
+        self.model_runner.reset_medusa_stats()
+        return times
 
     def medusa_stats(self) -> dict[str, Any]:
         """Return the runner's counters (`vllm_medusa.runner.requests.MedusaStats`)."""
@@ -31,7 +42,7 @@ class _MedusaRPC:
         return self.model_runner.medusa_memory()
 
 
-class MedusaCPUWorker(_MedusaRPC, cpu_worker.CPUWorker):
+class MedusaCPUWorker(_MedusaWorker, cpu_worker.CPUWorker):
     """vLLM's CPU worker with the Medusa model runner, V1 or V2."""
 
     def init_device(self) -> None:
@@ -51,13 +62,8 @@ class MedusaCPUWorker(_MedusaRPC, cpu_worker.CPUWorker):
             with replaced(cpu_worker, "CPUModelRunner", RunnerV1):
                 super().init_device()
 
-    def load_model(self, *args: Any, **kwargs: Any) -> None:
-        """As `CPUWorker.load_model`; the layers get tree attention."""
-        with tree_backend():
-            super().load_model(*args, **kwargs)
 
-
-class MedusaGPUWorker(_MedusaRPC, gpu_worker.Worker):
+class MedusaGPUWorker(_MedusaWorker):
     """vLLM's GPU worker with the Medusa model runner, which is V2."""
 
     def init_device(self) -> None:
@@ -71,8 +77,3 @@ class MedusaGPUWorker(_MedusaRPC, gpu_worker.Worker):
         from vllm_medusa.runner.v2.model_runner import MedusaModelRunner
 
         return MedusaModelRunner(self.vllm_config, self.device)
-
-    def load_model(self, *args: Any, **kwargs: Any) -> None:
-        """As `Worker.load_model`; the layers get tree attention."""
-        with tree_backend():
-            super().load_model(*args, **kwargs)

@@ -79,6 +79,10 @@ class MedusaStats:
     moved: int = 0
     without_tree: Counter[str] = field(default_factory=Counter)
 
+    def reset(self) -> None:
+        """Count from zero again."""
+        vars(self).update(vars(MedusaStats()))
+
     def as_dict(self) -> dict[str, Any]:
         """Return the counters as JSON has them."""
         return {**vars(self), "without_tree": dict(self.without_tree)}

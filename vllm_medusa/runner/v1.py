@@ -80,6 +80,10 @@ class MedusaCPUModelRunner(CPUModelRunner):
         """Return the counters."""
         return self.stats.as_dict()
 
+    def reset_medusa_stats(self) -> None:
+        """Forget what was counted."""
+        self.stats.reset()
+
     def medusa_memory(self) -> dict[str, int]:
         """Return bytes: "heads" of their weights, "buffers" besides."""
         return {"heads": self.drafter.heads.num_bytes, "buffers": 0}

@@ -145,6 +145,11 @@ class MedusaModelRunner(GPUModelRunner):
         self.stats.moved = int(self.verifier.num_moved)
         return self.stats.as_dict()
 
+    def reset_medusa_stats(self) -> None:
+        """Forget what was counted, such as the steps of vLLM's warm-up."""
+        self.stats.reset()
+        self.verifier.reset_counters()
+
     def medusa_memory(self) -> dict[str, int]:
         """Return bytes on the device: "heads" of their weights, "buffers" besides."""
         return {

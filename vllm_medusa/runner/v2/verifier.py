@@ -44,6 +44,9 @@ class TreeVerifier:
         num_moved: scalar int64 on the device, rows moved so far.
     """
 
+    # vLLM's warm-up asks every rejection sampler.
+    enable_adaptive_verification = False
+
     def __init__(
         self,
         sampler: Sampler,
@@ -61,6 +64,11 @@ class TreeVerifier:
             step_trees.state.max_depth + 1, dtype=torch.int32, device=device
         )
         self._last_rows: torch.Tensor | None = None
+
+    def reset_counters(self) -> None:
+        """Count from zero again."""
+        self.num_accepted.zero_()
+        self.num_moved.zero_()
 
     # [num_reqs] int64
     def last_rows(self, input_batch: InputBatch) -> torch.Tensor:
