@@ -44,13 +44,21 @@ def is_installed() -> bool:
     return triton is not None and triton.backends.get("cpu") is _Backend
 
 
-def route_top_k_top_p() -> None:
+def adapt_vllm() -> None:
+    """What V2 on a CPU still lacks to run as on a GPU; once vLLM is imported.
+
+    Harmless when done again.
+    """
+    _route_top_k_top_p()
+    _keep_async_scheduling()
+
+
+def _route_top_k_top_p() -> None:
     """Let vLLM's PyTorch function do what its Triton kernel for top-k and top-p does.
 
     Of the kernels that a CPU run of V2 reaches, this is the only one that the
     interpreter can't run: it takes a Python int for a tensor. The sampler reaches it
-    through this one name, in vLLM 0.32 and 0.33. Done once vLLM is imported, and
-    harmless when done again.
+    through this one name, in vLLM 0.32 and 0.33.
     """
     from vllm.v1.sample.ops import topk_topp_sampler
 
@@ -60,3 +68,26 @@ def route_top_k_top_p() -> None:
         )
 
     topk_topp_sampler.apply_top_k_top_p_triton = apply
+
+
+def _keep_async_scheduling() -> None:
+    """Keep the scheduler that a GPU would have.
+
+    vLLM's CPU platform switches async scheduling off because a CPU gains nothing by
+    it. Engine, scheduler and V2 work with it all the same: the next step is scheduled
+    before the host knows what this one accepted, which is what must be tested.
+    """
+    from vllm.platforms import current_platform
+
+    platform = type(current_platform)
+    original = platform.check_and_update_config.__func__
+    if getattr(original, "keeps_async_scheduling", False):
+        return
+
+    def check_and_update_config(cls: Any, vllm_config: Any) -> None:
+        asked = vllm_config.scheduler_config.async_scheduling
+        original(cls, vllm_config)
+        vllm_config.scheduler_config.async_scheduling = asked
+
+    check_and_update_config.keeps_async_scheduling = True  # type: ignore[attr-defined]
+    platform.check_and_update_config = classmethod(check_and_update_config)

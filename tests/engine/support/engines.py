@@ -64,7 +64,7 @@ def engine(
     assert not _alive, "another engine of this process is still running"
     _register_overrides_once()
     if interpreter.is_installed():
-        interpreter.route_top_k_top_p()
+        interpreter.adapt_vllm()
     arguments = {**DEFAULTS, "model": str(model), **options}
     if medusa is not None:
         arguments["speculative_config"] = {
