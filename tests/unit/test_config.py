@@ -129,6 +129,7 @@ def test_defaults():
         "tree": None,
         "num_speculative_tokens": None,
         "acceptance": "exact",
+        "attention": "auto",
         "draft_vocab": None,
         TABLE_KEY: "auto",
     }

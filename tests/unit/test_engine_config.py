@@ -9,7 +9,12 @@ from typing import Any
 import pytest
 from vllm.platforms import current_platform
 
-from vllm_medusa.engine_config import OPTIONS_KEY, verify_vllm_config
+from vllm_medusa.engine_config import (
+    OPTIONS_KEY,
+    WORKERS,
+    _worker_cls,
+    verify_vllm_config,
+)
 from vllm_medusa.errors import CheckpointError, UnsupportedError
 
 
@@ -29,14 +34,24 @@ def vllm_config(
         "use_mla": False,
         "uses_mrope": False,
         "is_multimodal_model": False,
+        "enable_trace_replay": False,
+        "return_sampling_mask": False,
         "get_hidden_size": lambda: 64,
         "get_vocab_size": lambda: 100,
     }
     sizes = {"hidden_size": 64, "vocab_size": 100} | (heads or {})
-    alone = {"pipeline_parallel_size": 1, "decode_context_parallel_size": 1}
+    alone = {
+        "pipeline_parallel_size": 1,
+        "decode_context_parallel_size": 1,
+        "prefill_context_parallel_size": 1,
+        "enable_batch_sharded_sampling": False,
+        "use_ubatching": False,
+    }
     fields: dict[str, Any] = {
         "additional_config": {OPTIONS_KEY: {"config": {"heads": "org/heads"}} | sizes},
         "use_v2_model_runner": False,
+        "scheduler_config": SimpleNamespace(async_scheduling=False),
+        "cache_config": SimpleNamespace(kv_sharing_fast_prefill=False),
         "parallel_config": SimpleNamespace(**alone | (parallel or {})),
         "model_config": SimpleNamespace(**supported | (model or {})),
     }
@@ -46,6 +61,12 @@ def vllm_config(
 def test_supported() -> None:
     verify_vllm_config(vllm_config())
     verify_vllm_config(vllm_config(heads={"vocab_size": None}))
+    verify_vllm_config(
+        vllm_config(
+            use_v2_model_runner=True,
+            scheduler_config=SimpleNamespace(async_scheduling=True),
+        )
+    )
 
 
 def test_an_engine_without_medusa_is_not_looked_at() -> None:
@@ -79,7 +100,10 @@ def test_model_features(model: dict[str, Any], message: str) -> None:
             {"parallel": {"decode_context_parallel_size": 4}},
             "--decode-context-parallel-size 4: use 1",
         ),
-        ({"use_v2_model_runner": True}, "unset VLLM_USE_V2_MODEL_RUNNER"),
+        (
+            {"scheduler_config": SimpleNamespace(async_scheduling=True)},
+            "V1 does not support --async-scheduling",
+        ),
     ],
 )
 def test_engine_options(options: dict[str, Any], message: str) -> None:
@@ -87,10 +111,47 @@ def test_engine_options(options: dict[str, Any], message: str) -> None:
         verify_vllm_config(vllm_config(**options))
 
 
-def test_other_platforms(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"watermark_config": object()}, "watermarking"),
+        (
+            {"parallel": {"enable_batch_sharded_sampling": True}},
+            "--no-enable-batch-sharded-sampling",
+        ),
+        (
+            {"parallel": {"prefill_context_parallel_size": 2}},
+            "--prefill-context-parallel-size 2: use 1",
+        ),
+        ({"parallel": {"use_ubatching": True}}, "--enable-dbo"),
+        (
+            {"cache_config": SimpleNamespace(kv_sharing_fast_prefill=True)},
+            "--kv-sharing-fast-prefill",
+        ),
+        ({"model": {"enable_trace_replay": True}}, "--enable-trace-replay"),
+        ({"model": {"return_sampling_mask": True}}, "--return-sampling-mask"),
+    ],
+)
+def test_what_model_runner_v2_would_not_ask_the_verifier(
+    options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UnsupportedError, match=message):
+        verify_vllm_config(vllm_config(use_v2_model_runner=True, **options))
+
+
+def test_no_v1_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(type(current_platform), "is_cpu", lambda self: False)
+    with pytest.raises(UnsupportedError, match="unset VLLM_USE_V2_MODEL_RUNNER"):
+        verify_vllm_config(vllm_config())
+
+
+def test_worker_by_platform(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert _worker_cls() == WORKERS["cpu"]
     monkeypatch.setattr(type(current_platform), "is_cpu", lambda self: False)
     with pytest.raises(UnsupportedError, match="does not run on the platform"):
-        verify_vllm_config(vllm_config())
+        _worker_cls()
+    monkeypatch.setattr(type(current_platform), "is_cuda", lambda self: True)
+    assert _worker_cls() == WORKERS["cuda"]
 
 
 @pytest.mark.parametrize("key", ["hidden_size", "vocab_size"])
