@@ -56,6 +56,7 @@ def merge_top_k(
     best = packed.new_empty(batch, num_heads, k)
     best_ids = torch.empty_like(best, dtype=torch.int64)
     num_lists = batch * num_heads
+    block_size, block_k = triton.next_power_of_2(size), triton.next_power_of_2(k)
     _merge_kernel[(num_lists,)](
         packed,
         num_lists * width,
@@ -64,9 +65,10 @@ def merge_top_k(
         SIZE=size,
         K=k,
         WIDTH=width,
-        BLOCK_SIZE=triton.next_power_of_2(size),
-        BLOCK_K=triton.next_power_of_2(k),
-        num_warps=1 if size * k <= 128 else 4,
+        BLOCK_SIZE=block_size,
+        BLOCK_K=block_k,
+        CHUNK=min(16, block_size * block_k),
+        num_warps=1 if block_size * block_k <= 64 else 4,
     )
     return best, best_ids
 
@@ -82,33 +84,30 @@ def _merge_kernel(
     WIDTH: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,  # at least SIZE
     BLOCK_K: tl.constexpr,  # at least K
+    CHUNK: tl.constexpr,  # tokens that all tokens are compared with at once
 ) -> None:
     request_head = tl.program_id(0)
     packed_ptr += request_head * WIDTH
     order = tl.arange(0, BLOCK_SIZE * BLOCK_K)
-    shard = order // BLOCK_K
-    slot = order % BLOCK_K
-    is_token = (shard < SIZE) & (slot < K)
-    tokens = packed_ptr + shard * shard_stride + slot
-    logits = tl.load(tokens, mask=is_token, other=float("-inf"))
-    ids = tl.load(tokens + K, mask=is_token, other=0.0)
+    at = order // BLOCK_K * shard_stride + order % BLOCK_K
+    is_token = (order // BLOCK_K < SIZE) & (order % BLOCK_K < K)
+    logits = tl.load(packed_ptr + at, mask=is_token, other=float("-inf"))
+    ids = tl.load(packed_ptr + at + K, mask=is_token, other=0.0)
     logits = tl.where(logits == logits, logits, float("-inf"))
 
     # A token's place is the number of tokens before it.
     place = tl.zeros([BLOCK_SIZE * BLOCK_K], dtype=tl.int32)
-    other_slot = tl.arange(0, BLOCK_K)
-    for other_shard in range(SIZE):
-        others = tl.load(
-            packed_ptr + other_shard * shard_stride + other_slot,
-            mask=other_slot < K,
-            other=float("-inf"),
-        )
+    for first in range(0, SIZE * BLOCK_K, CHUNK):
+        other = first + tl.arange(0, CHUNK)
+        other_at = other // BLOCK_K * shard_stride + other % BLOCK_K
+        is_other = (other // BLOCK_K < SIZE) & (other % BLOCK_K < K)
+        others = tl.load(packed_ptr + other_at, mask=is_other, other=float("-inf"))
         others = tl.where(others == others, others, float("-inf"))[:, None]
-        is_earlier = (other_shard * BLOCK_K + other_slot)[:, None] < order[None, :]
+        is_earlier = other[:, None] < order[None, :]
         is_before = (others > logits[None, :]) | (
             (others == logits[None, :]) & is_earlier
         )
-        is_before = is_before & (other_slot < K)[:, None]
+        is_before = is_before & is_other[:, None]
         place += tl.sum(is_before.to(tl.int32), axis=0)
 
     if WIDTH > 2 * K:
