@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where kernels run: on a GPU if there is one, else on the CPU (interpreted)."""
+"""Where kernels run."""
 
 from __future__ import annotations
 
@@ -7,15 +7,12 @@ import pytest
 import torch
 
 
-@pytest.fixture
-def device() -> torch.device:
-    """The first GPU, or the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-@pytest.fixture
-def gpu() -> torch.device:
-    """The first GPU; skips without one."""
-    if not torch.cuda.is_available():
-        pytest.skip("needs a CUDA device")
-    return torch.device("cuda")
+@pytest.fixture(
+    params=[
+        pytest.param("cpu", marks=pytest.mark.interpreter),
+        pytest.param("cuda", marks=pytest.mark.gpu),
+    ]
+)
+def triton_device(request: pytest.FixtureRequest) -> torch.device:
+    """The CPU, where kernels are interpreted, and a GPU, where there is one."""
+    return torch.device(request.param)
