@@ -25,10 +25,14 @@ def pack_top_k(
     Returns:
         float32 [batch, num_heads, 2 * k], or 2 * k + 1 with `totals`.
     """
-    # float32 holds every id exactly; a short list ends in logits that never win.
-    short = k - logits.shape[-1]
-    parts = [F.pad(logits.float(), (0, short), value=-torch.inf)]
-    parts.append(F.pad(ids.float(), (0, short)))
+    # float32 holds every id exactly.
+    parts = [logits.float(), ids.float()]
+    if short := k - logits.shape[-1]:
+        # The list ends in logits that win against none.
+        parts = [
+            F.pad(parts[0], (0, short), value=-torch.inf),
+            F.pad(parts[1], (0, short)),
+        ]
     if totals is not None:
         parts.append(totals.float().unsqueeze(-1))
     return torch.cat(parts, dim=-1)
@@ -95,7 +99,8 @@ def _merge_kernel(
     ids = tl.load(packed_ptr + at + K, mask=is_token, other=0.0)
     logits = tl.where(logits == logits, logits, float("-inf"))
 
-    # A token's place is the number of tokens before it.
+    # A token's place is the number of tokens before it. Padding, which counts as -inf,
+    # is before a token only where the first shard's K tokens are, too.
     place = tl.zeros([BLOCK_SIZE * BLOCK_K], dtype=tl.int32)
     for first in range(0, SIZE * BLOCK_K, CHUNK):
         other = first + tl.arange(0, CHUNK)
@@ -107,7 +112,6 @@ def _merge_kernel(
         is_before = (others > logits[None, :]) | (
             (others == logits[None, :]) & is_earlier
         )
-        is_before = is_before & is_other[:, None]
         place += tl.sum(is_before.to(tl.int32), axis=0)
 
     if WIDTH > 2 * K:
