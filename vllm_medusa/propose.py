@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,19 @@ if TYPE_CHECKING:
     from vllm.config import VllmConfig
 
 
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """Candidate trees of a batch of requests.
+
+    `tokens` [num_reqs, num_nodes] int64, best first. `parents` [num_reqs, num_nodes + 1]
+    int32 holds the parent row of each row (the root's own entry is 0) where trees
+    differ by request; None stands for the first nodes of the proposer's tree.
+    """
+
+    tokens: torch.Tensor
+    parents: torch.Tensor | None = None
+
+
 class MedusaProposer:
     """Makes tree candidates from Medusa heads.
 
@@ -27,6 +41,9 @@ class MedusaProposer:
     """
 
     heads: MedusaHeads
+    has_fixed_tree = True
+    """Whether every request gets the first nodes of `tree`; else `tree` bounds the
+    number of nodes and the depth of what is proposed."""
 
     def __init__(self, vllm_config: VllmConfig) -> None:
         self.vllm_config = vllm_config
@@ -56,21 +73,20 @@ class MedusaProposer:
             device=torch.device(self.vllm_config.device_config.device),
         )
 
-    # [num_reqs, num_nodes] int64
     def propose(
         self,
         # [num_reqs, hidden_size], of the last accepted token, after the final norm
         hidden: torch.Tensor,
         num_nodes: int,
-    ) -> torch.Tensor:
+    ) -> Proposal:
         """Return the tokens of the tree's first `num_nodes` nodes, best first.
 
         Only the heads that these nodes reach are computed.
         """
         tree = self.tree.truncate(num_nodes)
-        _, token_ids = self.heads.top_k(hidden, tree.max_depth, tree.max_rank + 1)
+        token_ids = self.heads.best_tokens(hidden, tree.max_depth, tree.max_rank + 1)
         head, rank = self._columns(num_nodes)
-        return token_ids[:, head, rank]
+        return Proposal(token_ids[:, head, rank])
 
     # two of [num_nodes] int64
     def _make_columns(self, num_nodes: int) -> tuple[torch.Tensor, torch.Tensor]:

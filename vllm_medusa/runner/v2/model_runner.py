@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import gc
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,6 +16,7 @@ from vllm.v1.worker.gpu.sample.bad_words import BadWordsState
 from vllm.v1.worker.gpu.sample.logit_bias import LogitBiasState
 from vllm.v1.worker.gpu.sample.penalties import PenaltiesState
 
+from vllm_medusa.attention.tree_layers import connect_layers
 from vllm_medusa.kernels.move_rows import RowMover
 from vllm_medusa.replace import replaced
 from vllm_medusa.runner.requests import (
@@ -81,20 +83,52 @@ class MedusaModelRunner(GPUModelRunner):
         """As `GPUModelRunner.initialize_kv_cache`; connects the attention layers."""
         with replaced(model_runner, "ModelCudaGraphManager", TreeGraphManager):
             super().initialize_kv_cache(kv_cache_config, *args, **kwargs)
-        for groups in self.attn_groups:
-            for group in groups:
-                for builder in group.metadata_builders:
-                    builder.step_trees = self.step_trees
+        fixed_ancestors = None
+        if self.step_trees.state.is_fixed:
+            fixed_ancestors = self.step_trees.state.ancestors(1)[0]
+        attentions = connect_layers(
+            self.vllm_config,
+            (group for groups in self.attn_groups for group in groups),
+            self.step_trees,
+            self.speculator.proposer.config.attention,
+            self.device,
+            fixed_ancestors,
+        )
+        logger.info(
+            "Tree attention: %s", ", ".join(attentions.names) or "PyTorch on the CPU"
+        )
         layers = self.compilation_config.static_forward_context
-        movers = []
-        for group in self.kv_cache_config.kv_cache_groups:
-            views = []
-            for name in group.layer_names:
-                layer = layers[name]
-                layer.impl.check_support(layer)
-                views.append(layer.impl.cache_views(layer.kv_cache))
-            movers.append(RowMover(views))
-        self.verifier.row_movers = movers
+        self.verifier.row_movers = [
+            RowMover(
+                [
+                    layers[name].impl.cache_views(layers[name].kv_cache)
+                    for name in group.layer_names
+                ]
+            )
+            for group in self.kv_cache_config.kv_cache_groups
+        ]
+
+    def profile_cudagraph_memory(self) -> int:
+        """As `GPUModelRunner.profile_cudagraph_memory`, which captures everything once
+        for a KV cache of its own and drops it again."""
+        try:
+            return super().profile_cudagraph_memory()
+        finally:
+            self._release()
+            gc.collect()
+            torch.accelerator.empty_cache()
+
+    def shutdown(self) -> None:
+        """As `GPUModelRunner.shutdown`."""
+        self._release()
+        super().shutdown()
+
+    def _release(self) -> None:
+        """Let go of the KV cache and of captured graphs."""
+        if isinstance(self.rejection_sampler, TreeVerifier):
+            self.rejection_sampler.row_movers = ()
+        if self.speculator is not None:
+            self.speculator.release_graphs()
 
     def add_requests(self, scheduler_output: SchedulerOutput) -> None:
         """As `GPUModelRunner.add_requests`; notes which requests can't have trees."""

@@ -94,6 +94,10 @@ class MedusaSpeculator(BaseSpeculator):
         if self._graphs is not None:
             self._graphs.capture(self._run)
 
+    def release_graphs(self) -> None:
+        """Drop the captured heads; `init_cudagraph_manager` makes room for new ones."""
+        self._graphs = None
+
     def propose(
         self,
         input_batch: InputBatch,
