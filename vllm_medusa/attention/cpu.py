@@ -3,13 +3,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
-from vllm.v1.attention import selector
 from vllm.v1.attention.backend import CommonAttentionMetadata
 from vllm.v1.attention.backends.cpu_attn import (
     CPUAttentionBackend,
@@ -17,89 +14,76 @@ from vllm.v1.attention.backends.cpu_attn import (
     CPUAttentionMetadata,
     CPUAttentionMetadataBuilder,
 )
-from vllm.v1.attention.backends.registry import AttentionBackendEnum, register_backend
 
 from vllm_medusa import timing
-from vllm_medusa.attention.cpu_cache import check_layout
+from vllm_medusa.attention.cpu_cache import check_layout, split_cache
 from vllm_medusa.attention.cpu_kernel import CpuTreePlan, attend
+from vllm_medusa.attention.cpu_tree_rows import CpuTreeRows
+from vllm_medusa.attention.tree_backend import tree_backend as tree_backend
 from vllm_medusa.attention.tree_batch import TreeBatch
+from vllm_medusa.attention.tree_impl import TreeAttentionImpl
+from vllm_medusa.attention.tree_metadata import TreeMetadataBuilder
+from vllm_medusa.attention.tree_rows import TreeRows
+from vllm_medusa.attention.tree_support import check_scores
 from vllm_medusa.errors import UnsupportedError
 
 
 @dataclass
 class TreeCPUAttentionMetadata(CPUAttentionMetadata):
-    """vLLM's metadata of one KV cache group, and the step's trees if it has any."""
+    """vLLM's metadata of one KV cache group, and the step's trees if it has any.
 
-    trees: TreeBatch | None = None
+    Model Runner V1 sets a `TreeBatch`, the builder of V2 a `TreeRows`.
+    """
+
+    trees: TreeBatch | TreeRows | None = None
     plan: CpuTreePlan | None = None
 
 
-class TreeCPUAttentionMetadataBuilder(CPUAttentionMetadataBuilder):
-    """Builds metadata with a place for the trees, which the runner fills in."""
+class TreeCPUAttentionMetadataBuilder(TreeMetadataBuilder, CPUAttentionMetadataBuilder):
+    """Builds metadata with a place for the trees."""
 
-    def build(
-        self,
-        common_prefix_len: int,
-        common_attn_metadata: CommonAttentionMetadata,
-        fast_build: bool = False,
+    def extend(
+        self, metadata: Any, common_attn_metadata: CommonAttentionMetadata
     ) -> TreeCPUAttentionMetadata:
-        """As `CPUAttentionMetadataBuilder.build`."""
-        plain = super().build(common_prefix_len, common_attn_metadata, fast_build)
-        values = {f.name: getattr(plain, f.name) for f in fields(plain)}
+        """Add a place for what the layers of a step share."""
+        values = {f.name: getattr(metadata, f.name) for f in fields(metadata)}
         return TreeCPUAttentionMetadata(**values)
 
 
-class TreeCPUAttentionImpl(CPUAttentionBackendImpl):
-    """Attends tree rows apart; every other row goes through vLLM's kernel."""
+class TreeCPUAttentionImpl(TreeAttentionImpl, CPUAttentionBackendImpl):
+    """Attends tree rows apart; every other row goes through vLLM's kernel.
 
-    def forward(
+    With `tree_attention` unset they are attended in PyTorch, which is what serves a
+    CPU; the Triton kernels run here in Triton's interpreter, for tests.
+    """
+
+    def attend_trees(
         self,
-        layer: torch.nn.Module,
         # [num_tokens, num_heads, head_size]
         query: torch.Tensor,
-        # [num_tokens, num_kv_heads, head_size]
-        key: torch.Tensor,
-        # [num_tokens, num_kv_heads, head_size]
-        value: torch.Tensor,
         # [num_blocks, num_kv_heads, block_size, 2 * head_size]
         kv_cache: torch.Tensor,
-        attn_metadata: TreeCPUAttentionMetadata | None,
-        # [num_tokens, num_heads, head_size] or flattened, written
+        metadata: TreeCPUAttentionMetadata,
+        trees: TreeBatch | TreeRows,
+        # [num_tokens, num_heads, head_size] or flattened, tree rows are written
         output: torch.Tensor,
-        output_scale: torch.Tensor | None = None,
-        output_block_scale: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """As `CPUAttentionBackendImpl.forward`. The step's keys and values are in the
-        cache already (`forward_includes_kv_cache_update` is False)."""
-        trees = attn_metadata.trees if attn_metadata is not None else None
-        if trees is None or not trees.is_whole_step:
-            # Also covers the tree rows of a mixed step, which are overwritten below:
-            # vLLM's kernel takes the whole batch or nothing.
-            super().forward(
-                layer,
-                query,
-                key,
-                value,
-                kv_cache,
-                attn_metadata,
-                output,
-                output_scale,
-                output_block_scale,
-            )
-        if attn_metadata is None or trees is None:
-            return output
+    ) -> None:
+        """As `TreeAttentionImpl.attend_trees`."""
         with timing.measure("attention"):
-            if attn_metadata.plan is None:
-                attn_metadata.plan = CpuTreePlan(
-                    trees,
-                    attn_metadata.block_table,
+            if self.tree_attention is not None and isinstance(trees, TreeRows):
+                super().attend_trees(query, kv_cache, metadata, trees, output)
+                return
+            if metadata.plan is None:
+                metadata.plan = CpuTreePlan(
+                    CpuTreeRows(trees) if isinstance(trees, TreeRows) else trees,
+                    metadata.block_table,
                     self.num_kv_heads,
                     self.head_size,
                     kv_cache.shape[2],
                     kv_cache.dtype,
                 )
             attend(
-                attn_metadata.plan,
+                metadata.plan,
                 query,
                 kv_cache,
                 output,
@@ -107,33 +91,39 @@ class TreeCPUAttentionImpl(CPUAttentionBackendImpl):
                 self.sliding_window,
                 self.logits_soft_cap,
             )
-        return output
 
-    def check_support(self, layer: Any, block_size: int) -> None:
-        """Refuse what `attend` would get wrong; `layer` is the vLLM layer of this
-        implementation, with `isa` set by the metadata builder.
+    # ([num_blocks, block_size, num_kv_heads, head_size], the same)
+    def cache_views(
+        self,
+        # [num_blocks, num_kv_heads, block_size, 2 * head_size]
+        kv_cache: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """As `TreeAttentionImpl.cache_views`, of vLLM's layout on the CPU."""
+        keys, values = split_cache(kv_cache)
+        return keys.permute(0, 3, 1, 2), values.transpose(1, 2)
+
+    @property
+    def window(self) -> int | None:
+        """As `TreeAttentionImpl.window`."""
+        return self.sliding_window if self.sliding_window >= 0 else None
+
+    def check_support(self, layer: Any, block_size: int | None = None) -> None:
+        """As `TreeAttentionImpl.check_support`; `layer` has its `isa` from the builder.
 
         Raises:
             UnsupportedError: for ALiBi, attention sinks, a quantised KV cache or an
                 unknown cache layout.
         """
         name = getattr(layer, "layer_name", "attention")
-        if self.alibi_slopes is not None:
-            raise UnsupportedError(
-                f"{name}: tree attention does not support ALiBi: serve this model "
-                "without Medusa"
-            )
-        if self.sinks is not None:
-            raise UnsupportedError(
-                f"{name}: tree attention does not support attention sinks: serve this "
-                "model without Medusa"
-            )
+        check_scores(self, name)
         if self.is_fp8_kv_cache:
             raise UnsupportedError(
                 f"{name}: tree attention does not read a KV cache of type "
                 f"{self.kv_cache_dtype!r}: use --kv-cache-dtype auto"
             )
         dtype = layer.kv_cache.dtype
+        if block_size is None:
+            block_size = layer.kv_cache.shape[2]
         check_layout(layer.isa, dtype, self.num_kv_heads, self.head_size, block_size)
 
 
@@ -149,21 +139,3 @@ class TreeCPUAttentionBackend(CPUAttentionBackend):
     def get_builder_cls() -> type[TreeCPUAttentionMetadataBuilder]:
         """Return the metadata builder."""
         return TreeCPUAttentionMetadataBuilder
-
-
-@contextmanager
-def tree_backend() -> Iterator[None]:
-    """Make layers that are built inside use `TreeCPUAttentionBackend`.
-
-    Uses vLLM's own registry of backends. The override ends with the block, so that
-    another engine of the same process gets vLLM's backend again.
-    """
-    backend = AttentionBackendEnum.CPU_ATTN
-    cls = TreeCPUAttentionBackend
-    register_backend(backend, f"{cls.__module__}.{cls.__qualname__}")
-    selector._cached_get_attn_backend.cache_clear()
-    try:
-        yield
-    finally:
-        backend.clear_override()
-        selector._cached_get_attn_backend.cache_clear()

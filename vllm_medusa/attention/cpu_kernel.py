@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import torch
 
+from vllm_medusa.attention.cpu_tree_rows import CpuTreeRows
 from vllm_medusa.attention.tree_batch import TreeBatch
 
 
@@ -22,7 +23,7 @@ class CpuTreePlan:
 
     def __init__(
         self,
-        batch: TreeBatch,
+        batch: TreeBatch | CpuTreeRows,
         # [num_reqs, max_blocks] int32, the whole step's block table
         block_table: torch.Tensor,
         num_kv_heads: int,
@@ -34,8 +35,7 @@ class CpuTreePlan:
         self.num_kv_heads = num_kv_heads
         self.head_size = head_size
         self.block_size = block_size
-        longest = int((batch.bases_np + batch.num_rows_np).max())
-        self.num_blocks = -(-longest // block_size)
+        self.num_blocks = -(-batch.longest // block_size)
         # [num_trees, num_blocks] int64
         blocks = block_table[batch.requests, : self.num_blocks].long()
         self._index = self._lines(blocks)
@@ -98,20 +98,22 @@ class CpuTreePlan:
 
     # [num_trees, width, context] float32
     def _make_bias(self, sliding_window: int) -> torch.Tensor:
-        batch, layout = self.batch, self.batch.layout
+        batch = self.batch
         num_trees, width = batch.num_trees, batch.width
         bases = batch.bases[:, None, None]
         slots = torch.arange(self.context)
         # Row that wrote each slot: negative for the committed prefix.
         writer = (slots - bases).expand(num_trees, width, self.context)
         in_tree = (writer >= 0) & (writer < batch.num_rows[:, None, None])
-        ancestors = layout.ancestors[batch.tree_rows]
-        of_row = ancestors.gather(2, writer.clamp(0, width - 1))
+        row = writer.clamp(0, width - 1)
+        of_row = batch.row_ancestors().gather(2, row)
         visible = (writer < 0) | (in_tree & of_row)
         if sliding_window >= 0:
-            depths = layout.depths[writer.clamp(0, width - 1)]
-            positions = torch.where(writer < 0, slots, bases + depths)
-            oldest = batch.positions()[:, :, None] - sliding_window
+            # [num_trees, width]
+            own = batch.bases[:, None] + batch.row_depths()
+            written = own[:, None].expand(-1, width, -1).gather(2, row)
+            positions = torch.where(writer < 0, slots, written)
+            oldest = own[:, :, None] - sliding_window
             visible &= positions > oldest
         return torch.where(visible, 0.0, float("-inf"))
 

@@ -102,7 +102,22 @@ class TreeBatch:
         """Rows of the widest tree, root included."""
         return self.layout.depths.shape[0]
 
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest request, its rows included."""
+        return int((self.bases_np + self.num_rows_np).max())
+
+    # [num_trees, width] int64
+    def row_depths(self) -> torch.Tensor:
+        """Depth of each of `tree_rows`."""
+        return self.layout.depths[self.tree_rows]
+
+    # [num_trees, width, width] bool
+    def row_ancestors(self) -> torch.Tensor:
+        """Rows that each of `tree_rows` sees."""
+        return self.layout.ancestors[self.tree_rows]
+
     # [num_trees, width] int64
     def positions(self) -> torch.Tensor:
         """Position of each row: base + depth, whatever its slot."""
-        return self.bases[:, None] + self.layout.depths[self.tree_rows]
+        return self.bases[:, None] + self.row_depths()
