@@ -14,8 +14,9 @@ from tests.engine.support.engines import engine, generate, greedy, token_ids
 from tests.engine.support.heads import FittedHeads, fit_heads, save_fitted
 from tests.engine.support.models import VOCAB_SIZE, build_model
 from tests.engine.support.prompts import random_prompts
+from tests.runner import sample
 
-PLAIN_TOKENS = 64
+PLAIN_TOKENS = sample(64, 32)
 """Length of each plain text: a shorter greedy text is its beginning."""
 
 
@@ -51,8 +52,8 @@ def llama(tiny: Callable[[str], TinyModel]) -> TinyModel:
 
 @pytest.fixture(scope="session")
 def prompts() -> list[list[int]]:
-    """Prompts of 1 to 150 random tokens, across several KV blocks."""
-    return random_prompts(120, VOCAB_SIZE, longest=150)
+    """Prompts of many lengths, the longest across several KV blocks."""
+    return random_prompts(sample(120, 24), VOCAB_SIZE, longest=sample(150, 100))
 
 
 @pytest.fixture(scope="session")

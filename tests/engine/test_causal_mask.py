@@ -12,55 +12,92 @@ import torch
 
 from tests.engine.conftest import TinyModel
 from tests.engine.support.engines import engine, generate, greedy, token_ids
-from vllm_medusa.attention import cpu_kernel
+from tests.runner import sample
+from vllm_medusa.attention.cpu import TreeCPUAttentionImpl
 from vllm_medusa.attention.tree_batch import TreeLayout
 from vllm_medusa.runner.v1 import MedusaCPUModelRunner
+from vllm_medusa.runner.v2.tree_state import TreeState
+from vllm_medusa.runner.v2.verifier import TreeVerifier
 
 pytestmark = pytest.mark.engine
 
+COUNT, LENGTH = sample((12, 24), (6, 12))
 
-@pytest.mark.parametrize("family", ["llama", "mistral", "gemma2"])
-def test_chain_through_tree_attention(
-    tiny: Callable[[str], TinyModel],
-    prompts: list[list[int]],
-    monkeypatch: pytest.MonkeyPatch,
-    family: str,
-) -> None:
-    """A chain needs no mask, so vLLM's kernel serves it. Made to go through tree
-    attention instead, it has the same logits in every row of every step."""
-    model = tiny(family)
-    logits: list[torch.Tensor] = []
-    attended = []
-    sample, attend = MedusaCPUModelRunner._sample_trees, cpu_kernel.attend
 
-    def keep_logits(self: Any, rows: torch.Tensor, *rest: Any) -> Any:
+def keep_logits(monkeypatch: pytest.MonkeyPatch, logits: list[torch.Tensor]) -> None:
+    """Keep what either runner verifies trees from: [num_rows, vocab_size] a step."""
+    sample_trees, verify = MedusaCPUModelRunner._sample_trees, TreeVerifier.__call__
+
+    def keep_v1(self: Any, rows: torch.Tensor, *rest: Any) -> Any:
         logits.append(rows.clone())
-        return sample(self, rows, *rest)
+        return sample_trees(self, rows, *rest)
 
-    def count(*args: Any, **kwargs: Any) -> None:
-        attended.append(True)
-        attend(*args, **kwargs)
+    def keep_v2(self: Any, rows: torch.Tensor, *rest: Any) -> Any:
+        logits.append(rows.clone())
+        return verify(self, rows, *rest)
 
-    def run() -> tuple[list[list[int]], list[torch.Tensor], int]:
-        logits.clear()
-        attended.clear()
-        with engine(model.path, {"model": model.heads, "tree": "chain"}) as llm:
-            texts = token_ids(generate(llm, prompts[:12], greedy(24)))
-        return texts, list(logits), len(attended)
+    monkeypatch.setattr(MedusaCPUModelRunner, "_sample_trees", keep_v1)
+    monkeypatch.setattr(TreeVerifier, "__call__", keep_v2)
 
-    monkeypatch.setattr(MedusaCPUModelRunner, "_sample_trees", keep_logits)
-    monkeypatch.setattr("vllm_medusa.attention.cpu.attend", count)
-    texts, expected, calls = run()
-    assert calls == 0, "a chain went through tree attention"
 
-    layout_of = TreeLayout.of
+def take_chains_for_trees(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let chains go through tree attention, with their mask, in either runner."""
+    layout_of, init = TreeLayout.of, TreeState.__init__
+
+    def state(self: TreeState, *args: Any, **options: Any) -> None:
+        init(self, *args, **options)
+        self.is_chain = False
+
     monkeypatch.setattr(
         TreeLayout,
         "of",
         staticmethod(lambda *args: replace(layout_of(*args), is_chain=False)),
     )
-    tree_texts, actual, calls = run()
-    assert calls > 0
+    monkeypatch.setattr(TreeState, "__init__", state)
+
+
+@pytest.mark.parametrize(
+    "options",
+    sample([{}], [{}, {"attention": "triton"}]),
+    ids=sample(["auto"], ["auto", "triton"]),
+)
+@pytest.mark.parametrize(
+    "family", sample(["llama", "mistral", "gemma2"], ["llama", "gemma2"])
+)
+def test_chain_through_tree_attention(
+    tiny: Callable[[str], TinyModel],
+    prompts: list[list[int]],
+    monkeypatch: pytest.MonkeyPatch,
+    family: str,
+    options: dict[str, Any],
+) -> None:
+    """A chain needs no mask, so vLLM's kernel serves it. Made to go through tree
+    attention instead, it has the same logits in every row of every step."""
+    model = tiny(family)
+    logits: list[torch.Tensor] = []
+    attended: set[str | None] = set()
+    attend = TreeCPUAttentionImpl.attend_trees
+
+    def count(self: Any, *args: Any) -> None:
+        attended.add(getattr(self.tree_attention, "name", None))
+        attend(self, *args)
+
+    def run() -> tuple[list[list[int]], list[torch.Tensor]]:
+        logits.clear()
+        attended.clear()
+        medusa = {"model": model.heads, "tree": "chain", **options}
+        with engine(model.path, medusa) as llm:
+            texts = token_ids(generate(llm, prompts[:COUNT], greedy(LENGTH)))
+        return texts, list(logits)
+
+    keep_logits(monkeypatch, logits)
+    monkeypatch.setattr(TreeCPUAttentionImpl, "attend_trees", count)
+    texts, expected = run()
+    assert not attended, "a chain went through tree attention"
+
+    take_chains_for_trees(monkeypatch)
+    tree_texts, actual = run()
+    assert attended == {options.get("attention")}
     assert tree_texts == texts
     assert len(actual) == len(expected) > 5
     for mine, theirs in zip(actual, expected, strict=True):

@@ -18,12 +18,12 @@ from tests.engine.support.engines import (
     token_ids,
 )
 from tests.engine.support.prompts import chat_prompts
+from tests.runner import sample
 from vllm_medusa.default_model import heads_path, model_path
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(3000)]
 
-COUNT = 200
-LENGTH = 24
+COUNT, LENGTH = sample((200, 24), (6, 10))
 OPTIONS: dict[str, Any] = {
     "max_model_len": 1024,
     "kv_cache_memory_bytes": 768 << 20,
@@ -53,8 +53,8 @@ def test_prompts_differ_in_length(chats: list[list[int]]) -> None:
     lengths = sorted(map(len, chats))
     assert len({tuple(chat) for chat in chats}) == COUNT
     assert lengths[0] < 50
-    assert lengths[-1] > 500
-    assert len(set(lengths)) > 30
+    assert lengths[-1] > sample(500, 150)
+    assert len(set(lengths)) > COUNT // 8
 
 
 # A full run over all prompts, and every pair of concurrency and options over its own
@@ -68,7 +68,7 @@ CONFIGURATIONS: dict[str, tuple[int, bool, int | None, slice, str | None]] = {
     "4": (4, False, None, slice(3, None, 6), None),
     "4 cached": (4, True, None, slice(4, None, 6), None),
     "4 chunked": (4, False, 64, slice(5, None, 6), "optimal:8"),
-    "4 cached chunked": (4, True, 64, slice(0, None, 6), None),
+    "4 cached chunked": (4, True, 64, slice(0, None, sample(6, 1)), None),
     "1": (1, False, None, slice(0, None, 12), None),
     "1 cached": (1, True, None, slice(1, None, 12), "chain"),
     "1 chunked": (1, False, 48, slice(2, None, 12), None),
@@ -76,7 +76,7 @@ CONFIGURATIONS: dict[str, tuple[int, bool, int | None, slice, str | None]] = {
 }
 
 
-@pytest.mark.parametrize("name", CONFIGURATIONS)
+@pytest.mark.parametrize("name", sample(CONFIGURATIONS, ("4 cached chunked",)))
 def test_greedy_text_is_equal(
     model: Path, chats: list[list[int]], expected: list[list[int]], name: str
 ) -> None:
@@ -111,6 +111,7 @@ def test_greedy_text_is_equal(
     assert accepted == counters["accepted"] > 0.2 * counters["trees"]
 
 
+@pytest.mark.runner("v1", reason="a vocabulary of 49,152 takes long in the interpreter")
 def test_default_settings(
     model: Path, chats: list[list[int]], expected: list[list[int]]
 ) -> None:

@@ -9,13 +9,15 @@ import pytest
 
 from tests.engine.conftest import PLAIN_TOKENS, TinyModel
 from tests.engine.support.engines import engine, generate, greedy, stats, token_ids
+from tests.runner import sample
 
 pytestmark = pytest.mark.engine
 
 TREE = "optimal:12"
+COUNT, LENGTH, LONG = sample((60, 32, 200), (16, 20, 80))
 
 
-@pytest.mark.parametrize("max_num_seqs", [1, 4, 16])
+@pytest.mark.parametrize("max_num_seqs", sample([1, 4, 16], [6]))
 @pytest.mark.parametrize("prefix_caching", [False, True])
 @pytest.mark.parametrize(
     "chunks",
@@ -36,7 +38,7 @@ def test_engine_options(
     chunks: dict[str, Any],
 ) -> None:
     # One request at a time takes long: it gets fewer prompts.
-    count = {1: 24, 4: 60, 16: 120}[max_num_seqs]
+    count = {1: 24, 4: 60, 16: 120, 6: 18}[max_num_seqs]
     length = PLAIN_TOKENS if max_num_seqs == 16 else PLAIN_TOKENS // 2
     options = dict(chunks)
     if chunks["enable_chunked_prefill"]:
@@ -57,6 +59,19 @@ def test_engine_options(
     assert counters["moved"] > 0
 
 
+@pytest.mark.runner("v2", reason="V1 on a CPU is always synchronous")
+def test_synchronous_scheduling(
+    llama: TinyModel, prompts: list[list[int]], plain: list[list[int]]
+) -> None:
+    """The host waits for every step; all other tests of V2 schedule ahead."""
+    with engine(
+        llama.path, {"model": llama.heads, "tree": TREE}, async_scheduling=False
+    ) as llm:
+        texts = token_ids(generate(llm, prompts[:COUNT], greedy(LENGTH)))
+        assert stats(llm)["moved"] > 0
+    assert texts == [text[:LENGTH] for text in plain[:COUNT]]
+
+
 def test_token_budget_cuts_trees(
     llama: TinyModel, prompts: list[list[int]], plain: list[list[int]]
 ) -> None:
@@ -69,14 +84,14 @@ def test_token_budget_cuts_trees(
         max_num_batched_tokens=45,
         enable_chunked_prefill=True,
     ) as llm:
-        texts = token_ids(generate(llm, prompts[:60], greedy(32)))
+        texts = token_ids(generate(llm, prompts[:COUNT], greedy(LENGTH)))
         counters = stats(llm)
-    assert texts == [text[:32] for text in plain[:60]]
+    assert texts == [text[:LENGTH] for text in plain[:COUNT]]
     assert counters["nodes"] < 12 * counters["trees"], "no tree was cut"
     assert counters["accepted"] > 0
 
 
-@pytest.mark.parametrize("block_size", [32, 128])
+@pytest.mark.parametrize("block_size", sample([32, 128], [32]))
 def test_long_context(llama: TinyModel, block_size: int) -> None:
     """Text that crosses many block boundaries, at two block sizes."""
     prompt = [
@@ -84,7 +99,7 @@ def test_long_context(llama: TinyModel, block_size: int) -> None:
     ]
     options = {"block_size": block_size, "max_model_len": 512}
     with engine(llama.path, **options) as llm:
-        expected = token_ids(generate(llm, prompt, greedy(200)))
+        expected = token_ids(generate(llm, prompt, greedy(LONG)))
     with engine(llama.path, {"model": llama.heads, "tree": TREE}, **options) as llm:
-        assert token_ids(generate(llm, prompt, greedy(200))) == expected
+        assert token_ids(generate(llm, prompt, greedy(LONG))) == expected
         assert stats(llm)["moved"] > 0

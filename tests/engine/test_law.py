@@ -22,7 +22,12 @@ from tests.engine.support.law import Law, chi_square, exact_law, marginal
 from vllm_medusa.runner import v1
 from vllm_medusa.verify import verify_exact
 
-pytestmark = pytest.mark.engine
+pytestmark = [
+    pytest.mark.engine,
+    pytest.mark.runner(
+        "v1", reason="thousands of draws; V2's are plain vLLM's, see test_seeds.py"
+    ),
+]
 
 DRAWS = 6000
 TOP_K = 6

@@ -15,11 +15,13 @@ from vllm import SamplingParams
 from vllm.engine.arg_utils import AsyncEngineArgs, EngineArgs
 from vllm.exceptions import VLLMValidationError
 from vllm.utils.argparse_utils import FlexibleArgumentParser
+from vllm.v1.worker.cpu.model_runner import CPUModelRunner as CPUModelRunnerV2
 from vllm.v1.worker.cpu_model_runner import CPUModelRunner
 from vllm.v1.worker.cpu_worker import CPUWorker
 
 from tests.engine.conftest import TinyModel
 from tests.engine.support.engines import DEFAULTS, engine, generate, greedy, token_ids
+from tests.runner import sample
 from vllm_medusa import MedusaConfig
 from vllm_medusa.checkpoint import save_heads
 from vllm_medusa.errors import (
@@ -33,6 +35,8 @@ from vllm_medusa.heads.spec import HeadsSpec
 from vllm_medusa.plugin import register
 
 pytestmark = pytest.mark.engine
+# Also where processes are started that would not run in the interpreter.
+once = pytest.mark.runner("v1", reason="no model runs: the same with every runner")
 
 
 def engine_args(model: Path, **options: Any) -> EngineArgs:
@@ -68,6 +72,7 @@ print(json.dumps({{
 """
 
 
+@once
 def test_silent_without_the_flag(llama: TinyModel) -> None:
     """The whole configuration equals that of a vLLM which may not load the plugin."""
     options = json.dumps({**DEFAULTS, "model": str(llama.path)})
@@ -83,6 +88,7 @@ def test_silent_without_the_flag(llama: TinyModel) -> None:
     assert not [m for m in silent["loaded"] if m.split(".")[1] in heavy]
 
 
+@once
 def test_plugin_imports_nothing_heavy() -> None:
     code = (
         "import sys, vllm_medusa, vllm_medusa.plugin; "
@@ -101,7 +107,7 @@ def test_plain_engine_after_medusa(
         executor = llm.llm_engine.engine_core.engine_core.model_executor
         worker = executor.driver_worker.worker
         assert type(worker) is CPUWorker
-        assert type(worker.model_runner) is CPUModelRunner
+        assert type(worker.model_runner) is sample(CPUModelRunner, CPUModelRunnerV2)
         layers = worker.model_runner.compilation_config.static_forward_context
         assert layers
         for layer in layers.values():
@@ -110,6 +116,7 @@ def test_plain_engine_after_medusa(
         assert texts == [text[:8] for text in plain[:4]]
 
 
+@once
 def test_other_speculation_is_untouched(llama: TinyModel) -> None:
     config = engine_args(
         llama.path,
@@ -135,6 +142,7 @@ def parse(*arguments: str) -> EngineArgs:
     return AsyncEngineArgs.from_cli_args(parser.parse_args(list(arguments)))
 
 
+@once
 def test_flag_is_in_the_help() -> None:
     register()
     register()  # idempotent: a second flag would be an argparse error
@@ -167,6 +175,7 @@ def test_three_ways_in_one_configuration(llama: TinyModel) -> None:
         )
 
 
+@once
 def test_flag_and_json_together(llama: TinyModel) -> None:
     with pytest.raises(ConfigError, match="both given"):
         parse(
@@ -213,6 +222,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], type[MedusaError], str]] = {
 }
 
 
+@once
 @pytest.mark.parametrize("name", MISTAKES)
 def test_mistakes_are_one_clear_error(
     llama: TinyModel, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch

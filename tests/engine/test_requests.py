@@ -12,19 +12,44 @@ from vllm import SamplingParams
 from vllm.config import VllmConfig
 from vllm.sampling_params import StructuredOutputsParams
 from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor
+from vllm.v1.worker.gpu.sample.logits_processor import (
+    LogitsProcessor as LogitsProcessorV2,
+)
 
 from tests.engine.conftest import TinyModel
 from tests.engine.support.compare import answers
 from tests.engine.support.engines import engine, generate, greedy, stats, token_ids
+from tests.runner import sample
 
 pytestmark = pytest.mark.engine
 
 LENGTH = 24
-PER_KIND = 4
+PER_KIND = sample(4, 1)
+COUNT = sample(8, 4)
+# What excludes a tree on this runner; every row of V2 has the others right.
+EXCLUDING = sample(
+    (
+        "logprobs",
+        "presence_penalty",
+        "frequency_penalty",
+        "repetition_penalty",
+        "bad_words",
+        "allowed_token_ids",
+        "min_tokens",
+        "structured output",
+    ),
+    (
+        "presence_penalty",
+        "frequency_penalty",
+        "repetition_penalty",
+        "bad_words",
+        "structured output",
+    ),
+)
 
 
 def kinds(text: list[int]) -> dict[str, SamplingParams]:
-    """Parameters that exclude a tree, by the name under which they are counted.
+    """Parameters that may exclude a tree, by the name under which they are counted.
 
     Each changes or reports on the greedy text `text`, or would if done wrong.
     """
@@ -50,7 +75,7 @@ def kinds(text: list[int]) -> dict[str, SamplingParams]:
 def _batch(
     plain: list[list[int]],
 ) -> tuple[list[str | None], list[SamplingParams]]:
-    """Kinds (None: has a tree) and parameters, in a mixed order."""
+    """Kinds (None: plain greedy) and parameters, in a mixed order."""
     names: list[str | None] = []
     params: list[SamplingParams] = []
     for _ in range(PER_KIND):
@@ -85,7 +110,7 @@ def test_excluded_requests(
         counters = stats(llm)
     for name, mine, theirs in zip(names, answers(outputs), expected, strict=True):
         assert mine == theirs, name
-    assert counters["without_tree"] == dict.fromkeys(kinds(plain[0]), PER_KIND)
+    assert counters["without_tree"] == dict.fromkeys(EXCLUDING, PER_KIND)
     assert counters["accepted"] > 0
 
     # Each kind does something: its text is not the plain greedy one, or has extras.
@@ -112,7 +137,7 @@ def test_min_p_and_logit_bias(
 ) -> None:
     """vLLM refuses them beside its own speculative decoding; here they are served."""
     params = []
-    for index, text in enumerate(plain[:12]):
+    for index, text in enumerate(plain[:COUNT]):
         often = max(set(text[:LENGTH]), key=text.count)
         params += [
             greedy(LENGTH, logit_bias={often: -50.0, 77: 1.5}),
@@ -122,14 +147,14 @@ def test_min_p_and_logit_bias(
     # No prompt in pieces: vLLM can't rewind a CPU generator.
     options = {"max_num_batched_tokens": 8192}
     with engine(llama.path, **options) as llm:
-        expected = token_ids(generate(llm, prompts[:36], params))
+        expected = token_ids(generate(llm, prompts[: 3 * COUNT], params))
     medusa = {"model": llama.heads, "tree": "optimal:12"}
     with engine(llama.path, medusa, **options) as llm:
-        texts = token_ids(generate(llm, prompts[:36], params))
+        texts = token_ids(generate(llm, prompts[: 3 * COUNT], params))
         counters = stats(llm)
     assert texts == expected
-    assert texts[2::3] == [text[:LENGTH] for text in plain[2:36:3]]
-    assert counters["without_tree"] == {"logit_bias": 12, "min_p": 12}
+    assert texts[2::3] == [text[:LENGTH] for text in plain[2 : 3 * COUNT : 3]]
+    assert counters["without_tree"] == sample({"logit_bias": COUNT, "min_p": COUNT}, {})
     assert counters["accepted"] > 0
 
 
@@ -146,10 +171,10 @@ def test_choice(
         )
         if index % 3 == 0
         else greedy(LENGTH)
-        for index in range(24)
+        for index in range(3 * COUNT)
     ]
     with engine(llama.path, {"model": llama.heads, "tree": "optimal:8"}) as llm:
-        texts = token_ids(generate(llm, prompts[:24], params))
+        texts = token_ids(generate(llm, prompts[: 3 * COUNT], params))
         counters = stats(llm)
     tokenizer = AutoTokenizer.from_pretrained(llama.path)
     for index, text in enumerate(texts):
@@ -157,7 +182,7 @@ def test_choice(
             assert tokenizer.decode(text, skip_special_tokens=True) in choices
         else:
             assert text == plain[index][:LENGTH]
-    assert counters["without_tree"] == {"structured output": 8}
+    assert counters["without_tree"] == {"structured output": COUNT}
 
 
 def test_prompt_logprobs(
@@ -166,11 +191,11 @@ def test_prompt_logprobs(
     """They concern the prompt alone: the request keeps its tree."""
     params = greedy(LENGTH, prompt_logprobs=2)
     with engine(llama.path) as llm:
-        expected = generate(llm, prompts[:8], params)
+        expected = generate(llm, prompts[:COUNT], params)
     with engine(llama.path, {"model": llama.heads, "tree": "optimal:12"}) as llm:
-        outputs = generate(llm, prompts[:8], params)
+        outputs = generate(llm, prompts[:COUNT], params)
         assert stats(llm)["accepted"] > 0
-    assert token_ids(outputs) == [text[:LENGTH] for text in plain[:8]]
+    assert token_ids(outputs) == [text[:LENGTH] for text in plain[:COUNT]]
     for mine, theirs in zip(outputs, expected, strict=True):
         assert mine.prompt_logprobs is not None
         assert theirs.prompt_logprobs is not None
@@ -182,15 +207,16 @@ def test_prompt_logprobs(
                 assert position[token].logprob == pytest.approx(entry.logprob, abs=1e-4)
 
 
-class ForbidToken(LogitsProcessor):
-    """A user's logits processor: tokens 50 to 99 are never chosen."""
+class ForbidToken(sample(LogitsProcessor, LogitsProcessorV2)):  # type: ignore[misc]
+    """A user's logits processor: tokens 50 to 99 are never chosen.
 
-    def __init__(
-        self, vllm_config: VllmConfig, device: torch.device, is_pin_memory: bool
-    ) -> None:
+    The two runners ask for different classes and call `apply` differently.
+    """
+
+    def __init__(self, vllm_config: VllmConfig, *runner_state: Any) -> None:
         pass
 
-    def apply(self, logits: torch.Tensor) -> torch.Tensor:
+    def apply(self, logits: torch.Tensor, *context: Any) -> torch.Tensor:
         logits[:, 50:100] = float("-inf")
         return logits
 
@@ -207,11 +233,11 @@ def test_custom_logits_processor(
     """It knows requests, not rows: no request has a tree, and it is applied."""
     processors = {"logits_processors": [ForbidToken]}
     with engine(llama.path, **processors) as llm:
-        expected = token_ids(generate(llm, prompts[:8], greedy(LENGTH)))
+        expected = token_ids(generate(llm, prompts[:COUNT], greedy(LENGTH)))
     medusa = {"model": llama.heads, "tree": "optimal:12"}
     with engine(llama.path, medusa, **processors) as llm:
-        assert token_ids(generate(llm, prompts[:8], greedy(LENGTH))) == expected
+        assert token_ids(generate(llm, prompts[:COUNT], greedy(LENGTH))) == expected
         counters = stats(llm)
-    assert counters["without_tree"] == {"logits processor ForbidToken": 8}
+    assert counters["without_tree"] == {"logits processor ForbidToken": COUNT}
     assert counters["trees"] == 0
-    assert expected != [text[:LENGTH] for text in plain[:8]]
+    assert expected != [text[:LENGTH] for text in plain[:COUNT]]

@@ -12,10 +12,12 @@ from vllm import LLM, SamplingParams
 from tests.engine.conftest import TinyModel
 from tests.engine.support.compare import answers
 from tests.engine.support.engines import engine, generate, greedy, token_ids
+from tests.runner import sample
 
 pytestmark = pytest.mark.engine
 
 LENGTH = 24
+COUNT = sample(40, 16)
 # vLLM 0.32 itself fails on a CPU when the prompt of a seeded request comes in pieces:
 # it rewinds the request's generator, and CPU generators can't be.
 UNCHUNKED = {"max_num_batched_tokens": 4096}
@@ -65,13 +67,15 @@ def test_mixed_temperatures(
             max_tokens=LENGTH,
             ignore_eos=True,
         )
-        for index in range(40)
+        for index in range(COUNT)
     ]
-    texts = token_ids(generate(medusa, prompts[:40], params))
-    assert texts[::2] == [text[:LENGTH] for text in plain[:40:2]]
+    texts = token_ids(generate(medusa, prompts[:COUNT], params))
+    assert texts[::2] == [text[:LENGTH] for text in plain[:COUNT:2]]
     assert all(len(text) == LENGTH for text in texts)
-    differ = [a != b[:LENGTH] for a, b in zip(texts[1::2], plain[1:40:2], strict=True)]
-    assert sum(differ) > 10, "the sampled requests were decoded greedily"
+    differ = [
+        a != b[:LENGTH] for a, b in zip(texts[1::2], plain[1:COUNT:2], strict=True)
+    ]
+    assert sum(differ) > COUNT // 4, "the sampled requests were decoded greedily"
 
 
 def test_seed_reproduces(medusa: LLM, prompts: list[list[int]]) -> None:

@@ -18,7 +18,10 @@ from vllm_medusa.train.generate import GenerateOptions, Generator
 from vllm_medusa.train.store import AnswerStore
 from vllm_medusa.tree import from_file, load_accuracies
 
-pytestmark = pytest.mark.engine
+pytestmark = [
+    pytest.mark.engine,
+    pytest.mark.runner("v1", reason="training data are made with Model Runner V1"),
+]
 
 CHAT_TEMPLATE = (
     "{% for m in messages %}<bos>{{ m.role }}\n{{ m.content }}<eos>\n{% endfor %}"

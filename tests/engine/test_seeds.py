@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""With a seed, Model Runner V2 answers what plain vLLM does, at every temperature."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from vllm import SamplingParams
+
+from tests.engine.conftest import TinyModel
+from tests.engine.support.engines import engine, generate, stats, token_ids
+from tests.engine.support.models import VOCAB_SIZE
+from tests.engine.support.prompts import random_prompts
+
+pytestmark = [
+    pytest.mark.engine,
+    pytest.mark.runner("v2", reason="V1's sampler does not key its noise on positions"),
+]
+
+COUNT, LENGTH = 100, 14
+TEMPERATURES = (0.0, 0.7, 1.0)
+FILTERS: tuple[dict[str, Any], ...] = (
+    {},
+    {"top_p": 0.8},
+    {"top_k": 5},
+    {"min_p": 0.1},
+    {"top_k": 20, "top_p": 0.9, "min_p": 0.02},
+)
+
+
+def params(index: int) -> SamplingParams:
+    return SamplingParams(
+        temperature=TEMPERATURES[index % len(TEMPERATURES)],
+        seed=1000 + index,
+        max_tokens=LENGTH,
+        ignore_eos=True,
+        **FILTERS[index // len(TEMPERATURES) % len(FILTERS)],
+    )
+
+
+def test_text_is_that_of_plain_vllm(llama: TinyModel) -> None:
+    """100 prompts, every temperature with every filter, all in one queue."""
+    prompts = random_prompts(COUNT, VOCAB_SIZE, longest=40, seed=5)
+    sampling = [params(index) for index in range(COUNT)]
+    with engine(llama.path) as llm:
+        expected = token_ids(generate(llm, prompts, sampling))
+    with engine(llama.path, {"model": llama.heads, "tree": "optimal:8"}) as llm:
+        texts = token_ids(generate(llm, prompts, sampling))
+        counters = stats(llm)
+    differing = [i for i in range(COUNT) if texts[i] != expected[i]]
+    assert not differing
+    assert counters["without_tree"] == {}
+    # At a temperature, too, drafts are accepted and rows move.
+    assert counters["accepted"] > 0.3 * counters["trees"]
+    assert counters["moved"] > 0.05 * counters["trees"]
+
+
+def test_another_seed_gives_another_text(
+    llama: TinyModel, prompts: list[list[int]]
+) -> None:
+    """The draws are the seed's: else equal texts above would prove nothing."""
+    sampling = [
+        SamplingParams(temperature=1.0, seed=seed, max_tokens=LENGTH, ignore_eos=True)
+        for seed in (1, 2, 3, 1)
+    ]
+    with engine(llama.path, {"model": llama.heads, "tree": "optimal:8"}) as llm:
+        one, two, three, again = token_ids(generate(llm, prompts[:1] * 4, sampling))
+    assert one == again
+    assert len({tuple(text) for text in (one, two, three)}) == 3
