@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
 from typing import TYPE_CHECKING
 
 import torch
@@ -23,9 +22,10 @@ if TYPE_CHECKING:
 class Proposal:
     """Candidate trees of a batch of requests.
 
-    `tokens` [num_reqs, num_nodes] int64, best first. `parents` [num_reqs, num_nodes + 1]
-    int32 holds the parent row of each row (the root's own entry is 0) where trees
-    differ by request; None stands for the first nodes of the proposer's tree.
+    `tokens` [num_reqs, num_nodes] int64, best first. `parents` [num_reqs,
+    num_nodes + 1] int32 holds the parent row of each row (the root's own entry is 0)
+    where trees differ by request; None stands for the first nodes of the proposer's
+    tree.
     """
 
     tokens: torch.Tensor
@@ -52,7 +52,11 @@ class MedusaProposer:
         self.tree: TokenTree = parse_tree(
             self.config.tree, num_heads=self.config.num_heads
         )
-        self._columns = cache(self._make_columns)
+        # Where in the heads' guesses each node's token stands; a cut tree's nodes are
+        # the first ones. [num_nodes] int64 each
+        device = vllm_config.device_config.device
+        self._head = torch.tensor(self.tree.depths[1:], device=device) - 1
+        self._rank = torch.tensor(self.tree.ranks[1:], device=device)
 
     def load_model(self, target_model: nn.Module) -> None:
         """Read the heads and bind them to the base model.
@@ -85,13 +89,5 @@ class MedusaProposer:
         """
         tree = self.tree.truncate(num_nodes)
         token_ids = self.heads.best_tokens(hidden, tree.max_depth, tree.max_rank + 1)
-        head, rank = self._columns(num_nodes)
+        head, rank = self._head[:num_nodes], self._rank[:num_nodes]
         return Proposal(token_ids[:, head, rank])
-
-    # two of [num_nodes] int64
-    def _make_columns(self, num_nodes: int) -> tuple[torch.Tensor, torch.Tensor]:
-        tree = self.tree.truncate(num_nodes)
-        device = self.vllm_config.device_config.device
-        head = torch.tensor(tree.depths[1:], device=device) - 1
-        rank = torch.tensor(tree.ranks[1:], device=device)
-        return head, rank
