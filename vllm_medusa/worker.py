@@ -13,7 +13,7 @@ from vllm_medusa.replace import replaced
 
 
 class _MedusaWorker(gpu_worker.Worker):
-    """What the workers of all platforms share, and what `LLM.collective_rpc` may ask."""
+    """What the workers of all platforms share; `LLM.collective_rpc` may call it."""
 
     model_runner: Any
 

@@ -19,6 +19,7 @@ from vllm_medusa.attention.tree_batch import TreeBatch, TreeLayout
 from vllm_medusa.kv import move_rows, plan_moves
 from vllm_medusa.propose import MedusaProposer
 from vllm_medusa.replace import replaced
+from vllm_medusa.runner.report import MedusaReport
 from vllm_medusa.runner.requests import MedusaStats, TreeEligibility
 from vllm_medusa.runner.sampling import (
     build_logitsprocs,
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from vllm.v1.spec_decode.metadata import SpecDecodeMetadata
 
 
-class MedusaCPUModelRunner(CPUModelRunner):
+class MedusaCPUModelRunner(MedusaReport, CPUModelRunner):
     """vLLM's CPU runner, with token trees in place of draft chains.
 
     vLLM schedules, stores and counts a tree's nodes as if they were a chain of
@@ -76,16 +77,8 @@ class MedusaCPUModelRunner(CPUModelRunner):
                 caches.setdefault(layer.kv_cache.data_ptr(), layer.kv_cache)
             self._row_stores.append(CpuRowStore.of(list(caches.values())))
 
-    def medusa_stats(self) -> dict[str, Any]:
-        """Return the counters."""
-        return self.stats.as_dict()
-
-    def reset_medusa_stats(self) -> None:
-        """Forget what was counted."""
-        self.stats.reset()
-
     def medusa_memory(self) -> dict[str, int]:
-        """Return bytes: "heads" of their weights, "buffers" besides."""
+        """As `MedusaReport.medusa_memory`; nothing is kept besides the heads."""
         return {"heads": self.drafter.heads.num_bytes, "buffers": 0}
 
     def execute_model(

@@ -19,6 +19,7 @@ from vllm.v1.worker.gpu.sample.penalties import PenaltiesState
 from vllm_medusa.attention.tree_layers import connect_layers
 from vllm_medusa.kernels.move_rows import RowMover
 from vllm_medusa.replace import replaced
+from vllm_medusa.runner.report import MedusaReport
 from vllm_medusa.runner.requests import (
     ON_TREE_ROWS_OF_V2,
     MedusaStats,
@@ -40,7 +41,7 @@ logger = init_logger(__name__)
 _BUILT_IN = (BadWordsState, LogitBiasState, PenaltiesState)
 
 
-class MedusaModelRunner(GPUModelRunner):
+class MedusaModelRunner(MedusaReport, GPUModelRunner):
     """vLLM's runner, with token trees in place of draft chains.
 
     vLLM schedules, stores and counts a tree's nodes as if they were a chain of
@@ -174,18 +175,18 @@ class MedusaModelRunner(GPUModelRunner):
         self.stats.nodes += int(num_drafts[:num_trees][has_tree].sum())
 
     def medusa_stats(self) -> dict[str, Any]:
-        """Return the counters; waits for the device."""
+        """As `MedusaReport.medusa_stats`; waits for the device."""
         self.stats.accepted = int(self.verifier.num_accepted)
         self.stats.moved = int(self.verifier.num_moved)
-        return self.stats.as_dict()
+        return super().medusa_stats()
 
     def reset_medusa_stats(self) -> None:
-        """Forget what was counted, such as the steps of vLLM's warm-up."""
-        self.stats.reset()
+        """As `MedusaReport.reset_medusa_stats`."""
+        super().reset_medusa_stats()
         self.verifier.reset_counters()
 
     def medusa_memory(self) -> dict[str, int]:
-        """Return bytes on the device: "heads" of their weights, "buffers" besides."""
+        """As `MedusaReport.medusa_memory`."""
         return {
             "heads": self.speculator.proposer.heads.num_bytes,
             "buffers": self.speculator.num_buffer_bytes,
