@@ -32,10 +32,12 @@ class StepTrees:
         self.block_tables: tuple[torch.Tensor, ...] = ()
         self._num_tokens = 0
         self._width = 0
+        self._has_trees_alone = False
 
     def clear(self) -> None:
         """Let the next step be one without trees."""
         self.num_trees = self._num_tokens = self._width = 0
+        self._has_trees_alone = False
         self.block_tables = ()
 
     def begin(
@@ -53,6 +55,7 @@ class StepTrees:
         self.num_trees = int((num_drafts > 0).sum())
         self._num_tokens = int(input_batch.query_start_loc_np[self.num_trees])
         self._width = int(input_batch.num_scheduled_tokens[: self.num_trees].max())
+        self._has_trees_alone = self.num_trees == input_batch.num_reqs
         self.state.lay_out(input_batch.idx_mapping)
         if self.state.is_chain:
             return
@@ -70,18 +73,22 @@ class StepTrees:
         number of rows, and more than one means trees.
         """
         num_trees, num_tokens, width = self.num_trees, self._num_tokens, self._width
+        has_trees_alone = self._has_trees_alone
         if for_capture:
             width = common.max_query_len
-            num_trees = common.num_reqs if width > 1 else 0
-            num_tokens = common.num_actual_tokens
-        if self.state.is_chain or num_trees == 0:
+            num_trees = common.num_reqs
+            has_trees_alone = width > 1
+        if self.state.is_chain or num_trees == 0 or width <= 1:
             return None
+        if has_trees_alone:
+            # With the padding of a full graph, as in its capture.
+            num_trees, num_tokens = common.num_reqs, common.num_actual_tokens
         return TreeRows(
             num_reqs=num_trees,
             num_tokens=num_tokens,
             width=width,
             max_seq_len=common.max_seq_len,
-            is_whole_step=num_tokens == common.num_actual_tokens,
+            is_whole_step=has_trees_alone,
             query_start_loc=common.query_start_loc[: num_trees + 1],
             seq_lens=common.seq_lens[:num_trees],
             depths=self.state.depths(num_trees),
