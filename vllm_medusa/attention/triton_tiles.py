@@ -26,8 +26,9 @@ PROGRAMS_PER_PROCESSOR = 2
 class Tiles:
     """Launch constants of `attend_rows`.
 
-    They fit the 99 KiB of shared memory of an L4 (compute capability 8.9), the
-    smallest of the GPUs that vLLM recommends; A100 has 163 KiB, H100 227 KiB.
+    A program fits the 99 KiB of shared memory of an L4 (compute capability 8.9) and
+    spills next to no registers, compiled for A100, L4 and H100; A100 has 163 KiB,
+    H100 227 KiB.
     """
 
     rows: int

@@ -8,30 +8,27 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tests.unit.attention.cases import Case, make_case
+from tests.unit.attention.cases import make_case
 from tests.unit.attention.causal import causal_attention
+from tests.unit.attention.devices import skip_unless_triton_takes
 from tests.unit.attention.specs import FP8, LARGE, SMALL, Spec
 from vllm_medusa.attention.triton_tree import TritonTreeAttention
 from vllm_medusa.errors import UnsupportedError
 
 
-def draw(spec: Spec, device: torch.device) -> Case:
-    if device.type == "cpu" and spec.dtype == torch.bfloat16:
-        pytest.skip("Triton's interpreter multiplies the bit patterns of bfloat16")
-    return make_case(spec, device)
-
-
 @pytest.mark.parametrize("num_processors", [1, 40], ids=["whole", "split"])
 @pytest.mark.parametrize("name", SMALL)
 def test_small(name: str, num_processors: int, triton_device: torch.device) -> None:
+    skip_unless_triton_takes(SMALL[name], triton_device)
     attention = TritonTreeAttention(triton_device, 128, num_processors)
-    draw(SMALL[name], triton_device).check(attention)
+    make_case(SMALL[name], triton_device).check(attention)
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", LARGE)
 def test_large(name: str) -> None:
     device = torch.device("cuda")
+    skip_unless_triton_takes(LARGE[name], device)
     make_case(LARGE[name], device).check(TritonTreeAttention(device, 128))
 
 

@@ -18,6 +18,7 @@ from vllm.v1.attention.ops import triton_unified_attention
 
 from tests.unit.attention.cases import Case, make_case, tree_of
 from tests.unit.attention.causal import causal_attention
+from tests.unit.attention.devices import skip_unless_triton_takes
 from tests.unit.attention.specs import LARGE, SMALL, Spec
 from vllm_medusa.attention.triton_choice import (
     FixedTreeAttention,
@@ -70,8 +71,7 @@ def unified(case: Case) -> UnifiedTreeAttention:
 @pytest.mark.parametrize("name", FIXED)
 def test_small(name: str, triton_device: torch.device) -> None:
     spec = FIXED[name]
-    if triton_device.type == "cpu" and spec.dtype == torch.bfloat16:
-        pytest.skip("Triton's interpreter multiplies the bit patterns of bfloat16")
+    skip_unless_triton_takes(spec, triton_device)
     if triton_device.type == "cuda" and spec.dtype == torch.float32:
         pytest.skip("vLLM's kernel rounds float32 to tf32")
     case = make_case(spec, triton_device)
@@ -82,6 +82,7 @@ def test_small(name: str, triton_device: torch.device) -> None:
 @pytest.mark.parametrize("name", FIXED_LARGE)
 def test_large(name: str) -> None:
     spec = FIXED_LARGE[name]
+    skip_unless_triton_takes(spec, torch.device("cuda"))
     if spec.dtype == torch.float32:
         pytest.skip("vLLM's kernel rounds float32 to tf32")
     case = make_case(spec, torch.device("cuda"))
