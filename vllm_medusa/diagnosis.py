@@ -117,14 +117,35 @@ def check_platform() -> Iterator[Check]:
     except Exception as error:  # whatever a broken installation raises
         yield Check("platform", "problem", f"vLLM does not import: {error}")
         return
+    if device == "cuda":
+        yield from _check_gpu()
+        return
     if device != "cpu":
-        detail = f"{device or 'none'}; Medusa runs on vLLM's CPU backend so far"
+        detail = (
+            f"{device or 'none'}; Medusa runs on NVIDIA GPUs and vLLM's CPU backend"
+        )
         yield Check("platform", "problem", detail)
         return
     cores = len(usable_cores())
     yield Check("platform", "ok", f"cpu: {cpu_model()}, {cores} cores usable")
     yield _check_openmp()
     yield _check_threads()
+
+
+def _check_gpu() -> Iterator[Check]:
+    import torch
+    from vllm import envs
+    from vllm.triton_utils import HAS_TRITON
+
+    major, minor = torch.cuda.get_device_capability()
+    name = torch.cuda.get_device_name()
+    yield Check("platform", "ok", f"cuda: {name}, compute capability {major}.{minor}")
+    if not HAS_TRITON:
+        detail = "not usable; Model Runner V2 and Medusa need it on a GPU"
+        yield Check("Triton", "problem", detail)
+    if envs.VLLM_USE_V2_MODEL_RUNNER is False:
+        detail = "VLLM_USE_V2_MODEL_RUNNER=0; Medusa needs V2 on a GPU: unset it"
+        yield Check("model runner", "problem", detail)
 
 
 def _check_openmp() -> Check:

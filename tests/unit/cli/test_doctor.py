@@ -4,6 +4,9 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
+from vllm import triton_utils
+from vllm.platforms import current_platform
 
 from vllm_medusa import diagnosis
 from vllm_medusa.cli.main import main
@@ -116,3 +119,27 @@ def test_exit_code_and_json(
     shown = capsys.readouterr().out
     assert "[why]" in shown
     assert ("Medusa can run." in shown) is (code == 0)
+
+
+def _pretend_gpu(monkeypatch: pytest.MonkeyPatch, *, triton: bool) -> None:
+    monkeypatch.setattr(type(current_platform), "device_type", "cuda")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Some GPU")
+    monkeypatch.setattr(triton_utils, "HAS_TRITON", triton)
+
+
+def test_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    _pretend_gpu(monkeypatch, triton=True)
+    monkeypatch.delenv("VLLM_USE_V2_MODEL_RUNNER", raising=False)
+    (check,) = diagnosis.check_platform()
+    assert check.status == "ok"
+    assert "Some GPU, compute capability 9.0" in check.detail
+
+
+def test_gpu_without_model_runner_v2(monkeypatch: pytest.MonkeyPatch) -> None:
+    _pretend_gpu(monkeypatch, triton=False)
+    monkeypatch.setenv("VLLM_USE_V2_MODEL_RUNNER", "0")
+    _, triton, runner = diagnosis.check_platform()
+    assert (triton.name, triton.status) == ("Triton", "problem")
+    assert (runner.name, runner.status) == ("model runner", "problem")
+    assert "unset it" in runner.detail
