@@ -7,6 +7,7 @@ import math
 from typing import Any
 
 import torch
+from vllm.triton_utils import tl
 
 from vllm_medusa.attention.paged_kv import AttentionScaling, PagedKV
 from vllm_medusa.attention.tree_rows import TreeRows
@@ -56,7 +57,8 @@ class XformersPrefix:
     log-sum-exp goes straight into the merge with the tree part.
 
     Written against xformers 0.0.35. Raises UnsupportedError where it is not installed,
-    does not import beside this torch, or its bias has other fields.
+    does not import beside this torch, its bias has other fields, or Triton no longer
+    has the block pointers (deprecated in 3.7) that its kernel loads with.
     """
 
     def __init__(self, max_num_reqs: int, device: torch.device) -> None:
@@ -68,6 +70,11 @@ class XformersPrefix:
                 f"attention=xformers needs xformers 0.0.35 ({error}): install "
                 "vllm-medusa[cuda], or use attention=triton"
             ) from error
+        if not hasattr(tl, "make_block_ptr"):
+            raise UnsupportedError(
+                "the kernel of xformers needs Triton's block pointers, which this "
+                "release of Triton does not have: use attention=triton"
+            )
         self._attend = fmha.memory_efficient_attention_partial
         self._bias = attn_bias
         self._split_k = triton_splitk.FwOp

@@ -5,7 +5,6 @@ what they answer."""
 from __future__ import annotations
 
 import ast
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,8 +21,7 @@ from vllm_medusa.attention.cascade import CascadeTreeAttention
 from vllm_medusa.attention.prefix_flash import FlashPrefix, FlashShape, SplitBound
 from vllm_medusa.attention.prefix_reference import ReferencePrefix
 from vllm_medusa.attention.xformers_attention import XformersTreeAttention
-from vllm_medusa.attention.xformers_prefix import XformersPrefix, refusal
-from vllm_medusa.errors import UnsupportedError
+from vllm_medusa.attention.xformers_prefix import refusal
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 MAX_NUM_REQS = 32
@@ -173,51 +171,6 @@ def test_scales_of_a_quantised_cache(fake: FakeFlash) -> None:
     for descale, scale in (("k_descale", 0.37), ("v_descale", 1.7)):
         # [num_reqs, num_kv_heads]
         torch.testing.assert_close(asked[descale], torch.full((2, 2), scale))
-
-
-@pytest.mark.parametrize(
-    ("keys", "words"),
-    [
-        (torch.zeros(3, 16, 2, 64), "float32"),
-        (torch.zeros(3, 16, 2, 64).to(FP8), "float8"),
-        (torch.zeros(3, 16, 2, 80).half(), "head size 80"),
-        (torch.zeros(3, 24, 2, 64).half(), "--block-size"),
-        (torch.zeros(3, 2, 16, 64).half().transpose(1, 2), "VLLM_KV_CACHE_LAYOUT"),
-    ],
-)
-def test_caches_that_xformers_refuses(keys: torch.Tensor, words: str) -> None:
-    assert words in (refusal(keys, keys) or "")
-
-
-def test_caches_that_xformers_reads() -> None:
-    both = torch.zeros(3, 16, 2, 128).half()
-    assert refusal(*both.split(64, dim=-1)) is None
-
-
-def test_without_xformers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "xformers", None)
-    with pytest.raises(UnsupportedError, match=r"vllm-medusa\[cuda\]"):
-        XformersPrefix(MAX_NUM_REQS, CPU)
-
-
-def test_bias_of_xformers() -> None:
-    """The bias stands for the prefix alone, by xformers' own reading of it."""
-    pytest.importorskip("xformers", reason="needs xformers")
-    case = make_case(SMALL["several blocks"], CPU)
-    bases = torch.tensor([75], dtype=torch.int32)
-    prefix = XformersPrefix(MAX_NUM_REQS, CPU)
-    table = case.kv.block_table
-    bias = prefix._make_bias(case.trees, bases, table, case.kv.block_size)
-    # What kernels read from tensors, `materialize` reads from the lists of bounds.
-    bias.k_seqinfo.seqlen_py = bias.k_seqinfo.seqlen.tolist()
-    num_blocks, block_size = case.kv.keys.shape[:2]
-    width = bias.block_tables.shape[1] * block_size
-    mask = bias.materialize((case.trees.num_tokens, width))
-    visible = torch.zeros(num_blocks * block_size, dtype=torch.bool)
-    for position in range(75):
-        block = int(table[0, position // block_size])
-        visible[block * block_size + position % block_size] = True
-    assert (mask.isfinite() == visible[: mask.shape[-1]]).all()
 
 
 def _gpu_specs() -> dict[str, Spec]:
