@@ -46,13 +46,19 @@ class Hook:
     `name` is "module:function" or "module:Class.method" where it is defined, `through`
     ("module:Class") the subclass that the plugin gets it from, if that is another one:
     it must not define the function itself. `platform` is "any" or the one platform
-    where it is used, `sha256` that of the dedented source.
+    where it is used, `runner` "any" or the one model runner ("v1", "v2"), `sha256`
+    that of the dedented source.
     """
 
     name: str
     through: str | None
     platform: str
     sha256: str
+    runner: str = "any"
+
+    def is_used(self, platform: str, runner: str) -> bool:
+        """Whether an engine on this platform and runner needs the function."""
+        return self.platform in ("any", platform) and self.runner in ("any", runner)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,9 +73,9 @@ def check() -> list[Finding]:
     """Compare the installed vLLM with the one the plugin knows for its version.
 
     The first finding is the version. If it is not supported it is the only one, else
-    one per function follows. Functions of modules that are loaded are taken as they
-    are, so that changes by other plugins are found; the others are read from vLLM's
-    files. Takes some 10 ms.
+    one per function follows that this platform and its model runner use. Functions
+    of modules that are loaded are taken as they are, so that changes by other plugins
+    are found; the others are read from vLLM's files. Takes some 10 ms.
     """
     import vllm
 
@@ -82,7 +88,7 @@ def check() -> list[Finding]:
     root = Path(cast(str, vllm.__file__)).parent.parent
     return [
         Finding("vllm", True, detail),
-        *_compare(version, root, sys.modules, _platform()),
+        *_compare(version, root, sys.modules, _platform(), _runner()),
     ]
 
 
@@ -145,17 +151,27 @@ def read_hooks(file: Path) -> KnownVersion:
     """Read one hooks.json."""
     content = json.loads(file.read_text())
     hooks = tuple(
-        Hook(name, entry.get("through"), entry["platform"], entry["sha256"])
+        Hook(
+            name,
+            entry.get("through"),
+            entry["platform"],
+            entry["sha256"],
+            entry.get("runner", "any"),
+        )
         for name, entry in content["functions"].items()
     )
     return KnownVersion(content["vllm"], hooks)
 
 
 def _compare(
-    version: KnownVersion, root: Path, modules: Mapping[str, Any], platform: str
+    version: KnownVersion,
+    root: Path,
+    modules: Mapping[str, Any],
+    platform: str,
+    runner: str,
 ) -> Iterator[Finding]:
     for hook in version.hooks:
-        if hook.platform not in ("any", platform):
+        if not hook.is_used(platform, runner):
             continue
         problem = _difference(hook, root, modules)
         if problem is None:
@@ -186,7 +202,8 @@ def _difference(hook: Hook, root: Path, modules: Mapping[str, Any]) -> str | Non
 def _loaded_function(hook: Hook, modules: Mapping[str, Any]) -> FunctionType | None:
     """Return the function that a caller of vLLM would get now.
 
-    Wrappers made with functools.wraps, ours among them, are looked through.
+    Wrappers made with functools.wraps, ours among them, are looked through, and so
+    are Triton's.
     """
     *owner, name = hook.name.partition(":")[2].split(".")
     target = modules[(hook.through or hook.name).partition(":")[0]]
@@ -194,7 +211,8 @@ def _loaded_function(hook: Hook, modules: Mapping[str, Any]) -> FunctionType | N
         cls = hook.through.partition(":")[2] if hook.through else owner[0]
         target = getattr(target, cls, None)
     function: Any = inspect.unwrap(getattr(target, name, None))  # type: ignore[arg-type]
-    function = getattr(function, "__func__", function)
+    for inner in ("__func__", "fn"):
+        function = getattr(function, inner, function)
     return function if isinstance(function, FunctionType) else None
 
 
@@ -248,3 +266,12 @@ def _platform() -> str:
     from vllm.platforms import current_platform
 
     return "cpu" if current_platform.is_cpu() else current_platform.device_type
+
+
+def _runner() -> str:
+    """Return the model runner that vLLM takes here, if Medusa is all it asks about."""
+    from vllm import envs
+    from vllm.triton_utils import HAS_TRITON
+
+    asked = envs.VLLM_USE_V2_MODEL_RUNNER
+    return "v2" if (HAS_TRITON if asked is None else asked) else "v1"

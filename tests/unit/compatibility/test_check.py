@@ -18,14 +18,20 @@ from vllm.engine.arg_utils import EngineArgs
 from vllm.v1.worker.cpu_model_runner import CPUModelRunner
 from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
+from tests.runner import RUNNER
 from vllm_medusa import compatibility, plugin
 from vllm_medusa.compatibility import ALLOW_UNKNOWN, Hook, check, require
 from vllm_medusa.errors import UnsupportedError
+from vllm_medusa.function_source import source_hash
 
 MINOR = ".".join(vllm.__version__.split(".")[:2])
 KNOWN = compatibility.known_versions()[MINOR]
 SAMPLE = "vllm.v1.worker.gpu_model_runner:GPUModelRunner._sample"
 ROOT = Path(vllm.__file__).parents[1]
+
+
+def used(platform: str, runner: str) -> list[Hook]:
+    return [hook for hook in KNOWN.hooks if hook.is_used(platform, runner)]
 
 
 def failed() -> dict[str, str]:
@@ -50,17 +56,23 @@ def test_one_finding_per_function() -> None:
     findings = check()
     assert findings[0].name == "vllm"
     assert findings[0].detail.startswith(vllm.__version__)
-    assert [f.name for f in findings[1:]] == [hook.name for hook in KNOWN.hooks]
+    assert [f.name for f in findings[1:]] == [hook.name for hook in used("cpu", RUNNER)]
 
 
 @pytest.mark.parametrize("hook", KNOWN.hooks, ids=lambda hook: hook.name)
 def test_files_and_loaded_functions_give_the_source_of_inspect(hook: Hook) -> None:
     module, _, qualname = hook.name.partition(":")
+    written = compatibility.written_source(ROOT, hook.name, hook.through)
+    assert written is not None
+    assert source_hash(written) == hook.sha256
+    if module.endswith(".flashinfer"):
+        pytest.skip("the module imports a package that only a GPU needs")
     target: Any = __import__(module, fromlist=["_"])
     for name in qualname.split("."):
         target = getattr(target, name)
+    target = getattr(target, "fn", target)  # a kernel
     source = textwrap.dedent(inspect.getsource(inspect.unwrap(target)))
-    assert compatibility.written_source(ROOT, hook.name, hook.through) == source
+    assert written == source
     function = compatibility._loaded_function(hook, sys.modules)
     assert function is not None
     assert compatibility._loaded_source(function) == source
@@ -80,8 +92,22 @@ def test_functions_of_other_platforms_are_skipped(
 ) -> None:
     monkeypatch.setattr(compatibility, "_platform", lambda: "tpu")
     names = {finding.name for finding in check()[1:]}
-    assert names == {hook.name for hook in KNOWN.hooks if hook.platform == "any"}
-    assert SAMPLE not in names
+    assert names == {hook.name for hook in used("tpu", RUNNER)}
+    assert names
+    assert all(h.platform == "any" for h in KNOWN.hooks if h.name in names)
+
+
+def test_functions_of_the_other_runner_are_skipped(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    counts = {}
+    for asked, runner in (("0", "v1"), ("1", "v2")):
+        monkeypatch.setenv("VLLM_USE_V2_MODEL_RUNNER", asked)
+        names = {finding.name for finding in check()[1:]}
+        assert names == {hook.name for hook in used("cpu", runner)}
+        assert (SAMPLE in names) is (runner == "v1")
+        counts[runner] = len(names)
+    assert len(used("cuda", "v2")) > counts["v2"] > 40 > 20 < counts["v1"]
 
 
 def test_a_replaced_function_is_refused_by_name(

@@ -15,19 +15,25 @@ from typing import Any
 
 import pytest
 import vllm
-from vllm.v1.attention.backends.cpu_attn import (
-    CPUAttentionBackend,
-    CPUAttentionBackendImpl,
-    CPUAttentionMetadataBuilder,
-)
+from vllm.v1.attention.backend import AttentionImpl, AttentionMetadataBuilder
+from vllm.v1.attention.backends import cpu_attn, flash_attn, triton_attn
 from vllm.v1.worker.cpu_model_runner import CPUModelRunner
 from vllm.v1.worker.cpu_worker import CPUWorker
+from vllm.v1.worker.gpu.cudagraph_utils import CudaGraphManager
+from vllm.v1.worker.gpu.model_runner import GPUModelRunner
+from vllm.v1.worker.gpu.spec_decode.speculator import BaseSpeculator
+from vllm.v1.worker.gpu_worker import Worker
 
-from vllm_medusa.attention import cpu
-from vllm_medusa.compatibility import written_source
-from vllm_medusa.function_source import source_hash
-from vllm_medusa.runner.v1 import MedusaCPUModelRunner
-from vllm_medusa.worker import MedusaCPUWorker
+from vllm_medusa import worker
+from vllm_medusa.attention import cpu, gpu_flash_attn, gpu_triton_attn
+from vllm_medusa.attention.tree_impl import TreeAttentionImpl
+from vllm_medusa.attention.tree_metadata import TreeMetadataBuilder
+from vllm_medusa.compatibility import module_file, written_source
+from vllm_medusa.function_source import find_functions, source_hash
+from vllm_medusa.runner import v1
+from vllm_medusa.runner.v2 import model_graphs, propose_graphs
+from vllm_medusa.runner.v2.model_runner import MedusaModelRunner
+from vllm_medusa.runner.v2.speculator import MedusaSpeculator
 
 PATCHES = Path(__file__).parents[3] / "patches"
 VERSIONS = ("0.32", "0.33")
@@ -57,17 +63,23 @@ def changed(version: str) -> list[str]:
 
 
 OVERRIDES = [
-    (MedusaCPUModelRunner, CPUModelRunner),
-    (MedusaCPUWorker, CPUWorker),
-    (cpu.TreeCPUAttentionBackend, CPUAttentionBackend),
-    (cpu.TreeCPUAttentionImpl, CPUAttentionBackendImpl),
-    (cpu.TreeCPUAttentionMetadataBuilder, CPUAttentionMetadataBuilder),
+    (v1.MedusaCPUModelRunner, CPUModelRunner),
+    (worker.MedusaCPUWorker, CPUWorker),
+    (worker._MedusaWorker, CPUWorker),
+    (worker.MedusaGPUWorker, Worker),
+    (MedusaModelRunner, GPUModelRunner),
+    (model_graphs.TreeGraphManager, CudaGraphManager),
+    (propose_graphs._BatchGraphs, CudaGraphManager),
+    (MedusaSpeculator, BaseSpeculator),
+    (TreeMetadataBuilder, AttentionMetadataBuilder),
+    (TreeAttentionImpl, AttentionImpl),
+    (cpu.TreeCPUAttentionBackend, cpu_attn.CPUAttentionBackend),
+    (gpu_flash_attn.TreeFlashAttentionBackend, flash_attn.FlashAttentionBackend),
+    (gpu_triton_attn.TreeTritonAttentionBackend, triton_attn.TritonAttentionBackend),
 ]
 
 
-@pytest.mark.parametrize(
-    ("ours", "base"), OVERRIDES, ids=[ours.__name__ for ours, _ in OVERRIDES]
-)
+@pytest.mark.parametrize(("ours", "base"), OVERRIDES, ids=lambda cls: cls.__name__)
 @pytest.mark.parametrize("version", VERSIONS)
 def test_every_override_is_listed(version: str, ours: type, base: type) -> None:
     listed = functions(version)
@@ -75,18 +87,76 @@ def test_every_override_is_listed(version: str, ours: type, base: type) -> None:
     for name, value in vars(ours).items():
         theirs = getattr(base, name, None)
         function = inspect.unwrap(getattr(value, "__func__", value))
-        if not inspect.isfunction(function) or not callable(theirs):
+        if not inspect.isfunction(function) or not inspect.isroutine(theirs):
             continue
         theirs = inspect.unwrap(theirs)
-        if not theirs.__module__.startswith("vllm."):
+        if not getattr(theirs, "__module__", "").startswith("vllm."):
             continue
         hook = f"{theirs.__module__}:{theirs.__qualname__}"
         assert hook in listed, f"{ours.__name__}.{name}"
         inherited = theirs.__qualname__ != f"{base.__name__}.{name}"
         through = f"{base.__module__}:{base.__name__}" if inherited else None
-        assert listed[hook].get("through") == through
+        assert listed[hook].get("through") in (through, THROUGH_CPU.get(hook))
         overridden += 1
     assert overridden
+
+
+# Both workers take it; that of the CPU must not get a method of its own between.
+THROUGH_CPU = {
+    "vllm.v1.worker.gpu_worker:Worker.load_model": (
+        "vllm.v1.worker.cpu_worker:CPUWorker"
+    )
+}
+
+# What is mixed into vLLM's classes of each backend, by module and class. Read from the
+# files: some of the modules import packages that only a GPU needs.
+MIXED_IN = [
+    (mixin, f"vllm.v1.attention.backends.{module}", cls)
+    for mixin, suffix in (
+        (TreeMetadataBuilder, "MetadataBuilder"),
+        (TreeAttentionImpl, "Impl"),
+    )
+    for module, cls in (
+        (
+            "cpu_attn",
+            f"CPUAttention{'Backend' if suffix == 'Impl' else ''}{suffix}",
+        ),
+        ("flash_attn", f"FlashAttention{suffix}"),
+        ("triton_attn", f"TritonAttention{suffix}"),
+        ("flashinfer", f"FlashInfer{suffix}"),
+    )
+]
+
+
+@pytest.mark.parametrize(("mixin", "module", "cls"), MIXED_IN)
+def test_every_method_behind_a_mixin_is_listed(
+    mixin: type, module: str, cls: str
+) -> None:
+    text = module_file(SITE, module).read_text()
+    defined = find_functions(text.splitlines(keepends=True))
+    behind = [f"{cls}.{n}" for n in vars(mixin) if f"{cls}.{n}" in defined]
+    assert behind
+    methods = {f"{module}:{name}" for name in behind}
+    # A constructor is called, not changed.
+    methods.discard(f"{module}:{cls}.__init__")
+    assert methods <= functions(MINOR).keys()
+
+
+def test_flashinfer_backend_is_listed() -> None:
+    """Its module can't be imported here."""
+    backend = "vllm.v1.attention.backends.flashinfer:FlashInferBackend"
+    for name in ("get_impl_cls", "get_builder_cls"):
+        assert f"{backend}.{name}" in changed(MINOR)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_wrapped_configuration_is_listed(version: str) -> None:
+    wrapped = {"__post_init__", "_get_v2_model_runner_unsupported_features"}
+    if version != "0.32":
+        wrapped.add("_maybe_disable_dynamic_sd_for_v1")
+    prefix = "vllm.config.vllm:VllmConfig."
+    listed = {n.removeprefix(prefix) for n in changed(version) if n.startswith(prefix)}
+    assert listed == wrapped
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -96,14 +166,20 @@ def test_wrapped_engine_arguments_are_listed(version: str) -> None:
 
 
 def test_all_versions_list_the_same_functions() -> None:
+    """But for those that came with a later version."""
     lists = [
         {
             name: {key: entry[key] for key in entry if key != "sha256"}
             for name, entry in functions(version).items()
+            if entry.get("since", VERSIONS[0]) <= VERSIONS[0]
         }
         for version in VERSIONS
     ]
     assert lists[0] == lists[1]
+    for version in VERSIONS:
+        assert all(
+            e.get("since", version) <= version for e in functions(version).values()
+        )
 
 
 @pytest.mark.parametrize("version", VERSIONS)
