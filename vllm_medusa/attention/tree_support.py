@@ -74,9 +74,11 @@ def check_layer(layer: Any) -> None:
     """
     impl, name = layer.impl, layer.layer_name
     check_scores(impl, name)
-    if impl.attn_type != AttentionType.DECODER:
+    # FlashInfer, which refuses all others itself, has no such attribute.
+    attn_type = getattr(impl, "attn_type", AttentionType.DECODER)
+    if attn_type != AttentionType.DECODER:
         raise UnsupportedError(
-            f"{name}: tree attention serves decoder layers, not {impl.attn_type!r}: "
+            f"{name}: tree attention serves decoder layers, not {attn_type!r}: "
             "serve this model without Medusa"
         )
     if getattr(impl, "chunk_lookback", -1) != -1:
