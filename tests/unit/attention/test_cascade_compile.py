@@ -34,7 +34,7 @@ def test_launches_fit(capability: int, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     launches = [Launch(**one) for one in json.loads(done.stdout.splitlines()[-1])]
     assert [launch.kernel for launch in launches] == [
-        "_tree_part_kernel"
+        "tree_part_kernel"
     ] * _NUM_LAUNCHES
     for launch in launches:
         assert launch.shared_bytes <= _SHARED_BYTES, launch
