@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Many files as one compressed stream, the same bytes for the same files.
 
-A tar archive is cut into blocks of a fixed size, and each block becomes an xz stream of
-its own: they are compressed side by side here and unpacked side by side there, and a
-block that was compressed in an earlier run is taken from a folder. One after another
-they are a valid .tar.xz file.
+A tar archive is cut into blocks, and each block becomes an xz stream of its own: they
+are compressed side by side here and unpacked side by side there, and a block that was
+compressed in an earlier run is taken from a folder. Large files start new blocks, so
+that a change elsewhere leaves theirs as they were. One after another the streams are a
+valid .tar.xz file.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from typing import IO
 from vllm_medusa.files import atomic_path
 
 BLOCK_BYTES = 32 << 20
+LARGE_BYTES = 4 << 20
+"""Files of this size have blocks of their own."""
 PRESET = 6
 
 
@@ -58,17 +61,24 @@ class _Blocks:
     def __init__(self) -> None:
         self.full: deque[bytes] = deque()
         self._rest = bytearray()
+        self._written = 0
+
+    def tell(self) -> int:
+        return self._written
 
     def write(self, data: bytes) -> int:
+        self._written += len(data)
         self._rest += data
         while len(self._rest) >= BLOCK_BYTES:
             self.full.append(bytes(self._rest[:BLOCK_BYTES]))
             del self._rest[:BLOCK_BYTES]
         return len(data)
 
-    def finish(self) -> None:
+    def cut(self) -> None:
+        """End the block here."""
         if self._rest:
             self.full.append(bytes(self._rest))
+            self._rest.clear()
 
 
 def raw_blocks(entries: Iterable[Entry]) -> Iterator[bytes]:
@@ -78,16 +88,20 @@ def raw_blocks(entries: Iterable[Entry]) -> Iterator[bytes]:
     """
     blocks = _Blocks()
     last = None
-    with tarfile.open(fileobj=blocks, mode="w|", format=tarfile.GNU_FORMAT) as archive:  # type: ignore[call-overload]
+    with tarfile.open(fileobj=blocks, mode="w", format=tarfile.GNU_FORMAT) as archive:  # type: ignore[call-overload]
         for entry in sorted(entries, key=lambda entry: entry.name):
             if entry.name == last:
                 raise ValueError(f"two files are called {entry.name}")
             last = entry.name
+            if entry.size >= LARGE_BYTES:
+                blocks.cut()
             with entry.open() as content:
                 archive.addfile(tar_header(entry), content)
+            if entry.size >= LARGE_BYTES:
+                blocks.cut()
             while blocks.full:
                 yield blocks.full.popleft()
-    blocks.finish()
+    blocks.cut()
     yield from blocks.full
 
 

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from zipfile import BadZipFile, ZipFile, ZipInfo
 
+from packaging.version import Version
+
 from benchmarks.gpu.packing.errors import PackingError
 from benchmarks.gpu.packing.strip import StripRules
 
@@ -75,8 +77,10 @@ def find_wheel(folder: Path, requirement: Requirement) -> Path | None:
     """The wheel of `requirement` in `folder`, if it is there."""
     for path in sorted(folder.glob("*.whl")):
         name, version = path.name.split("-")[:2]
-        # A local version such as +cpu is another build, never the one asked for.
-        if normalise(name) == requirement.name and version == requirement.version:
+        # 13.0.3 and 13.0.3.0 are one version; a local one such as 2.0+cpu is another
+        # build, never the one asked for.
+        same = normalise(name) == requirement.name
+        if same and Version(version) == Version(requirement.version):
             return path
     return None
 
@@ -183,19 +187,26 @@ def cuda_requirements(
     toolkit = next(n for n in needs if n.startswith("cuda-toolkit"))
     pinned = Requirement.parse(re.sub(r"\[.*\]", "", toolkit))
     (toolkit_wheel,) = fetch([pinned], folder)
-    found = {}
+    found: dict[str, list[str]] = {}
     for need in needs:
         if match := re.fullmatch(r"nvidia-([\w-]+?)-cu\d+==[\w.]+", need):
-            found[match[1]] = need
+            found[match[1]] = [need]
     for line in metadata_lines(toolkit_wheel, "Requires-Dist"):
         need, _, marker = line.partition(";")
         match = re.search(r"""extra == ['"]([\w-]+)['"]""", marker)
         if match and match[1] != "all":
-            found.setdefault(match[1], need.strip().removesuffix(".*"))
+            found.setdefault(match[1], []).append(_pin(need.strip()))
     unknown = sorted(set(names) - set(found))
     if unknown:
         raise PackingError(
             f"torch pins no CUDA library {', '.join(unknown)}: there are "
             f"{', '.join(sorted(found))}"
         )
-    return [Requirement.parse(found[name]) for name in dict.fromkeys(names)]
+    pinned_texts = dict.fromkeys(text for name in names for text in found[name])
+    return [Requirement.parse(text) for text in pinned_texts]
+
+
+def _pin(need: str) -> str:
+    """One version of a need such as `a==1.2.*` or `a<14,>=13.0`: the lowest."""
+    match = re.fullmatch(r"([\w-]+)(?:<[\w.]+,)?(?:==|>=)([\w.]+?)(?:\.\*)?", need)
+    return need if match is None else f"{match[1]}=={match[2]}"

@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 import random
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -281,6 +283,7 @@ def test_what_is_stripped() -> None:
         assert rules.removes(name) and hopper.removes(name)
     for name in (
         "torch/lib/libtorch_cuda.so",
+        "torch/bin/torch_shm_manager",  # `import torch` looks for it
         "vllm/_C_stable_libtorch.abi3.so",
         "triton/backends/nvidia/bin/ptxas",
         "triton/backends/amd/compiler.py",
@@ -360,11 +363,16 @@ def test_cuda_libraries_by_name(tmp_path: Path) -> None:
     toolkit = [
         f"nvidia-cublas==13.1.1.3.*; {linux} 'all'",
         f"nvidia-cublas==13.1.1.3.*; {linux} 'cublas'",
+        f"nvidia-cufft==12.0.0.61.*; {linux} 'cufft'",
+        f"nvidia-nvjitlink<14,>=13.0.88; {linux} 'cufft'",
     ]
-    wheel("cuda_toolkit", "13.0.3", toolkit)
-    found = wheels.cuda_requirements(["nccl", "cublas"], tmp_path, [torch])
+    # Its file names the version with one more zero.
+    wheel("cuda_toolkit", "13.0.3.0", toolkit)
+    found = wheels.cuda_requirements(["nccl", "cufft", "cublas"], tmp_path, [torch])
     assert [r.text for r in found] == [
         "nvidia-nccl-cu13==2.30.7",
+        "nvidia-cufft==12.0.0.61",
+        "nvidia-nvjitlink==13.0.88",
         "nvidia-cublas==13.1.1.3",
     ]
     with pytest.raises(PackingError, match="no CUDA library cudda"):
@@ -379,6 +387,25 @@ def test_parts_are_exact(tmp_path: Path) -> None:
     assert [part["size"] for part in manifest["parts"]] == [4, 4, 1]
     assert (tmp_path / "part-001").read_bytes() == b"efgh"
     assert manifest["whole"]["size"] == 9
+
+
+def test_large_files_have_blocks_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A change elsewhere leaves their blocks as they were; all of it is one archive."""
+    monkeypatch.setattr(stream, "BLOCK_BYTES", 16 << 10)
+    monkeypatch.setattr(stream, "LARGE_BYTES", 20_000)
+    large = stream.content_entry("b", NOISE)
+
+    def blocks(before: bytes) -> list[bytes]:
+        entries = [stream.content_entry(n, before) for n in ("a", "c")]
+        return list(stream.raw_blocks([large, *entries]))
+
+    first, second = blocks(b"1"), blocks(b"2" * 700)
+    assert len(set(first) & set(second)) == 4
+    for packed in (first, second):
+        with tarfile.open(fileobj=io.BytesIO(b"".join(packed))) as archive:
+            assert archive.getnames() == ["a", "b", "c"]
+            content = archive.extractfile("b")
+            assert content is not None and content.read() == NOISE
 
 
 def test_two_files_of_one_name_are_refused() -> None:
