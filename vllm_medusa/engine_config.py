@@ -151,6 +151,11 @@ def _verify_runner(vllm_config: VllmConfig) -> None:
             "on a GPU Medusa runs on Model Runner V2 only, which is switched off: "
             "unset VLLM_USE_V2_MODEL_RUNNER or set it to 1"
         )
+    elif medusa_config(vllm_config).attention != "auto":
+        raise UnsupportedError(
+            f"attention={medusa_config(vllm_config).attention} is for Model Runner V2, "
+            "and this engine runs V1, which has one implementation: drop the option"
+        )
     elif vllm_config.scheduler_config.async_scheduling:
         raise UnsupportedError(
             "Medusa on Model Runner V1 does not support --async-scheduling: drop it"

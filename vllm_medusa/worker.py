@@ -8,7 +8,7 @@ from typing import Any
 from vllm.v1.worker import cpu_worker, gpu_worker
 
 from vllm_medusa import compatibility, timing
-from vllm_medusa.attention.cpu import tree_backend
+from vllm_medusa.attention.tree_backend import tree_backend
 from vllm_medusa.replace import replaced
 
 

@@ -53,7 +53,7 @@ def llama(tiny: Callable[[str], TinyModel]) -> TinyModel:
 @pytest.fixture(scope="session")
 def prompts() -> list[list[int]]:
     """Prompts of many lengths, the longest across several KV blocks."""
-    return random_prompts(sample(120, 24), VOCAB_SIZE, longest=sample(150, 100))
+    return random_prompts(sample(120, 32), VOCAB_SIZE, longest=sample(150, 100))
 
 
 @pytest.fixture(scope="session")

@@ -108,7 +108,10 @@ def test_greedy_text_is_equal(
         if mine != plain
     ]
     assert not differing
-    assert accepted == counters["accepted"] > 0.2 * counters["trees"]
+    # Scheduled asynchronously, requests that end have a step more under way.
+    late = sample(0, counters["accepted"] - accepted)
+    assert 0 <= late <= 4 * len(texts)
+    assert accepted + late == counters["accepted"] > 0.2 * counters["trees"]
 
 
 @pytest.mark.runner("v1", reason="a vocabulary of 49,152 takes long in the interpreter")

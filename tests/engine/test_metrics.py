@@ -51,7 +51,7 @@ def test_counts(llama: TinyModel, prompts: list[list[int]], asynchronous: bool) 
     # Position i counts trees in which more than i nodes were accepted.
     assert per_position == sorted(per_position, reverse=True)
     assert 0 < per_position[0] < trees
-    assert values["vllm:generation_tokens"] == 40 * 40
+    assert values["vllm:generation_tokens"] == COUNT * LENGTH
 
 
 def test_plain_engine_has_none(llama: TinyModel, prompts: list[list[int]]) -> None:

@@ -151,6 +151,7 @@ def test_flag_is_in_the_help() -> None:
     assert "medusa:HEADS" in text
 
 
+@pytest.mark.smoke
 def test_three_ways_in_one_configuration(llama: TinyModel) -> None:
     """The flag, the JSON and the program's MedusaConfig end in the same engine."""
     tree = "optimal:6"

@@ -24,7 +24,7 @@ from tests.runner import sample
 pytestmark = pytest.mark.engine
 
 LENGTH = 24
-PER_KIND = sample(4, 1)
+PER_KIND = sample(4, 2)
 COUNT = sample(8, 4)
 # What excludes a tree on this runner; every row of V2 has the others right.
 EXCLUDING = sample(

@@ -11,7 +11,7 @@ from tests.engine.conftest import TinyModel
 from tests.engine.support.engines import engine
 from tests.runner import RUNNER
 
-pytestmark = [pytest.mark.engine, pytest.mark.smoke]
+pytestmark = pytest.mark.engine
 
 MODULES = {
     "v1": "vllm.v1.worker.cpu_model_runner",
@@ -19,6 +19,7 @@ MODULES = {
 }
 
 
+@pytest.mark.smoke
 def test_runner_is_the_one_asked_for(llama: TinyModel) -> None:
     """The package triton is installed in both processes; only "v2" makes use of it."""
     assert HAS_TRITON is (RUNNER == "v2")

@@ -89,6 +89,7 @@ def test_seed_reproduces(medusa: LLM, prompts: list[list[int]]) -> None:
     assert len({tuple(text) for text in together}) == 10
 
 
+@pytest.mark.smoke
 def test_seed_beside_requests_without_tree(
     medusa: LLM, prompts: list[list[int]], without_tree: WithoutTree
 ) -> None:

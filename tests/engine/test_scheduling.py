@@ -76,7 +76,7 @@ def test_cached_prefix_of_own_text(
         output.num_cached_tokens > len(prompt)
         for prompt, output in zip(prompts, outputs, strict=True)
     )
-    assert beyond > count // 2, "the hits must reach into the generated text"
+    assert beyond > count // 3, "the hits must reach into the generated text"
 
 
 def run_steps(
@@ -105,7 +105,7 @@ def run_steps(
     return texts
 
 
-@pytest.mark.parametrize("budget", [64, 512])
+@pytest.mark.parametrize("budget", [pytest.param(64, marks=pytest.mark.smoke), 512])
 def test_arrivals(
     llama: TinyModel,
     prompts: list[list[int]],

@@ -101,6 +101,10 @@ def test_model_features(model: dict[str, Any], message: str) -> None:
             "--decode-context-parallel-size 4: use 1",
         ),
         (
+            {"heads": {"config": {"heads": "org/heads", "attention": "cascade"}}},
+            "attention=cascade is for Model Runner V2",
+        ),
+        (
             {"scheduler_config": SimpleNamespace(async_scheduling=True)},
             "V1 does not support --async-scheduling",
         ),

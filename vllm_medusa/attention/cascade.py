@@ -33,6 +33,11 @@ class CascadeTreeAttention:
         # [max_num_reqs] int32; CUDA graphs read it where it lies
         self._bases = torch.zeros(max_num_reqs, dtype=torch.int32, device=device)
 
+    @property
+    def num_bytes(self) -> int:
+        """As `TreeAttention.num_bytes`."""
+        return self._bases.nbytes + self.prefix.num_bytes
+
     def prepare(self, trees: TreeRows) -> None:
         """Compute what all layers of a step share; no number reaches the host."""
         bases = self._bases[: trees.num_reqs]

@@ -19,7 +19,6 @@ from vllm_medusa import timing
 from vllm_medusa.attention.cpu_cache import check_layout, split_cache
 from vllm_medusa.attention.cpu_kernel import CpuTreePlan, attend
 from vllm_medusa.attention.cpu_tree_rows import CpuTreeRows
-from vllm_medusa.attention.tree_backend import tree_backend as tree_backend
 from vllm_medusa.attention.tree_batch import TreeBatch
 from vllm_medusa.attention.tree_impl import TreeAttentionImpl
 from vllm_medusa.attention.tree_metadata import TreeMetadataBuilder

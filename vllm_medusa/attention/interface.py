@@ -19,6 +19,10 @@ class TreeAttention(Protocol):
 
     name: str
 
+    @property
+    def num_bytes(self) -> int:
+        """Device memory of the buffers that it keeps."""
+
     def attend(
         self,
         # [num_tokens, num_heads, head_size], of the tree rows alone

@@ -14,6 +14,10 @@ from vllm_medusa.attention.tree_rows import TreeRows
 class PrefixAttention(Protocol):
     """Attends the positions below each request's base, all of them for every row."""
 
+    @property
+    def num_bytes(self) -> int:
+        """Device memory of the buffers that it keeps."""
+
     def prepare(
         self,
         trees: TreeRows,

@@ -77,6 +77,11 @@ class FlashPrefix:
         self._schedule = torch.zeros(num_numbers, dtype=torch.int32, device=device)
         self._num_scheduled = 0
 
+    @property
+    def num_bytes(self) -> int:
+        """As `PrefixAttention.num_bytes`: the schedule."""
+        return self._schedule.nbytes
+
     def prepare(
         self,
         trees: TreeRows,

@@ -12,6 +12,8 @@ from vllm_medusa.attention.tree_rows import TreeRows
 class ReferencePrefix:
     """Request by request, in float32. Reads lengths on the host: not capturable."""
 
+    num_bytes = 0
+
     def prepare(
         self,
         trees: TreeRows,

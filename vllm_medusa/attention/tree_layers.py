@@ -43,6 +43,11 @@ class TreeAttentions:
         """Implementations in use; none is the CPU backend's own kernel."""
         return sorted({attention.name for attention in self._made.values()})
 
+    @property
+    def num_bytes(self) -> int:
+        """Device memory of their buffers."""
+        return sum(attention.num_bytes for attention in self._made.values())
+
     def of(self, layer: LayerFacts) -> TreeAttention | None:
         """Return what serves a layer, None for the CPU backend's own kernel.
 

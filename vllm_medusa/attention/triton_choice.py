@@ -48,6 +48,11 @@ class FixedTreeAttention:
         self._unified = unified
         self._any_tree = any_tree
 
+    @property
+    def num_bytes(self) -> int:
+        """As `TreeAttention.num_bytes`."""
+        return self._unified.num_bytes + self._any_tree.num_bytes
+
     def attend(
         self,
         # [num_tokens, num_heads, head_size], of the tree rows alone

@@ -45,6 +45,11 @@ class UnifiedTreeAttention:
         )
         self._bias[: self.width].masked_fill_(~ancestors, float("-inf"))
 
+    @property
+    def num_bytes(self) -> int:
+        """As `TreeAttention.num_bytes`: the bias."""
+        return self._bias.nbytes
+
     def attend(
         self,
         # [num_tokens, num_heads, head_size], of the tree rows alone

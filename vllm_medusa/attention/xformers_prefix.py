@@ -84,6 +84,11 @@ class XformersPrefix:
         self._starts = torch.zeros(max_num_reqs + 1, dtype=torch.int32, device=device)
         self._check_fields()
 
+    @property
+    def num_bytes(self) -> int:
+        """As `PrefixAttention.num_bytes`."""
+        return self._starts.nbytes
+
     def prepare(
         self,
         trees: TreeRows,

@@ -69,7 +69,8 @@ class MedusaStats:
 
     `steps` engine steps with at least one tree, `trees` trees verified, `nodes`
     nodes verified, `accepted` nodes accepted, `moved` rows moved in the KV cache,
-    `without_tree` requests decoded without a tree, by reason.
+    `without_tree` requests decoded without a tree, by reason. Asynchronous scheduling
+    runs one step more for a request that has ended; it counts too.
     """
 
     steps: int = 0

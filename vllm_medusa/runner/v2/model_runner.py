@@ -71,32 +71,27 @@ class MedusaModelRunner(MedusaReport, GPUModelRunner):
         self.rejection_sampler = self.verifier
         self.speculator.verifier = self.verifier
         self.eligibility.excluded = _custom_processors(self.sampler)
-        memory = self.medusa_memory()
-        logger.info(
-            "Medusa heads take %.1f MiB, buffers %.1f MiB",
-            memory["heads"] / 2**20,
-            memory["buffers"] / 2**20,
-        )
 
     def initialize_kv_cache(
-        self, kv_cache_config: KVCacheConfig, *args: Any, **kwargs: Any
+        self,
+        kv_cache_config: KVCacheConfig,
+        is_profiling: bool = False,
+        *args: Any,
+        **kwargs: Any,
     ) -> None:
         """As `GPUModelRunner.initialize_kv_cache`; connects the attention layers."""
         with replaced(model_runner, "ModelCudaGraphManager", TreeGraphManager):
-            super().initialize_kv_cache(kv_cache_config, *args, **kwargs)
+            super().initialize_kv_cache(kv_cache_config, is_profiling, *args, **kwargs)
         fixed_ancestors = None
         if self.step_trees.state.is_fixed:
             fixed_ancestors = self.step_trees.state.ancestors(1)[0]
-        attentions = connect_layers(
+        self._attentions = connect_layers(
             self.vllm_config,
             (group for groups in self.attn_groups for group in groups),
             self.step_trees,
             self.speculator.proposer.config.attention,
             self.device,
             fixed_ancestors,
-        )
-        logger.info(
-            "Tree attention: %s", ", ".join(attentions.names) or "PyTorch on the CPU"
         )
         layers = self.compilation_config.static_forward_context
         self.verifier.row_movers = [
@@ -108,6 +103,17 @@ class MedusaModelRunner(MedusaReport, GPUModelRunner):
             )
             for group in self.kv_cache_config.kv_cache_groups
         ]
+        if not is_profiling:
+            self._log_memory()
+
+    def _log_memory(self) -> None:
+        memory = self.medusa_memory()
+        logger.info(
+            "Medusa heads take %.1f MiB, buffers %.1f MiB; tree attention: %s",
+            memory["heads"] / 2**20,
+            memory["buffers"] / 2**20,
+            ", ".join(self._attentions.names) or "PyTorch on the CPU",
+        )
 
     def profile_cudagraph_memory(self) -> int:
         """As `GPUModelRunner.profile_cudagraph_memory`, which captures everything once
@@ -189,7 +195,7 @@ class MedusaModelRunner(MedusaReport, GPUModelRunner):
         """As `MedusaReport.medusa_memory`."""
         return {
             "heads": self.speculator.proposer.heads.num_bytes,
-            "buffers": self.speculator.num_buffer_bytes,
+            "buffers": self.speculator.num_buffer_bytes + self._attentions.num_bytes,
         }
 
 
