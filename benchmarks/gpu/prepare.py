@@ -92,7 +92,7 @@ def parse_arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
         action="append",
         default=[],
         metavar="NAME==VERSION",
-        help="a further package, such as xformers==0.0.35 (may be repeated)",
+        help="a further package (may be repeated)",
     )
     parser.add_argument(
         "--work", type=Path, help="wheels and packed blocks (default OUT.work)"
