@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from benchmarks.common.tables import print_table
+from benchmarks.gpu.engines import names
 from benchmarks.gpu.projection import project
 from benchmarks.gpu.timings import check_memory
 
@@ -28,6 +29,20 @@ def projections(content: Mapping[str, Any]) -> list[dict[str, Any]]:
     return rows
 
 
+def without_graph(content: Mapping[str, Any]) -> list[str]:
+    """The cells that had no CUDA graph of their own though graphs were asked for."""
+    if not content["settings"]["cuda_graphs"]:
+        return []
+    found = []
+    for cell in content["cells"]:
+        name = f"{cell['attention']}, {names([cell['rows']])[cell['rows']]}"
+        captured = content["engines"][name]["graphs"]["captured"]
+        if [cell["batch"], cell["rows"]] not in captured:
+            place = f"context {cell['context']}, batch {cell['batch']}"
+            found.append(f"{name}, {place}: no CUDA graph was captured for it")
+    return found
+
+
 def goals(content: Mapping[str, Any]) -> list[tuple[str, bool]]:
     """(what was found, whether it reaches the goal) for all that has a goal.
 
@@ -42,6 +57,7 @@ def goals(content: Mapping[str, Any]) -> list[tuple[str, bool]]:
                 f"{memory['buffers'] / 2**20:.1f} MiB (goal: at most 64)"
             )
             found.append((text, check_memory(memory) is None))
+    found += [(text, False) for text in without_graph(content)]
     if content["settings"]["model"] != GOAL_MODEL:
         return found
 

@@ -21,13 +21,17 @@ class WorkerProbe:
     def probe_graphs(self) -> dict[str, Any]:
         """The CUDA graphs that the engine ended up with.
 
-        vLLM lowers the mode if an attention back end can't be captured.
+        "mode": vLLM lowers it if an attention back end can't be captured. "captured":
+        [requests, rows of each] of every graph for decode steps (Model Runner V2).
         """
-        config = self.vllm_config.compilation_config
-        return {
-            "mode": config.cudagraph_mode.name,
-            "sizes": list(config.cudagraph_capture_sizes or []),
+        mode = self.vllm_config.compilation_config.cudagraph_mode
+        manager = getattr(self.model_runner, "cudagraph_manager", None)
+        captured = {
+            (graph.num_reqs, graph.uniform_token_count)
+            for graph in getattr(manager, "graphs", ())
+            if graph.uniform_token_count is not None
         }
+        return {"mode": mode.name, "captured": [list(g) for g in sorted(captured)]}
 
     def probe_memory(self) -> dict[str, int]:
         """Bytes that PyTorch holds on the device, and the KV cache's share of them.

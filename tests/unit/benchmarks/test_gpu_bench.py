@@ -44,7 +44,10 @@ class PretendEngine:
             memory = {"allocated": 1 << 30, "reserved": 1 << 30}
             if self.rows > 1:
                 memory |= {"heads": 100 << 20, "buffers": 80 << 20}
-            return {"graphs": {"mode": "FULL_DECODE_ONLY"}, "memory": memory}
+            # The smaller trees at batch 1 have no graph.
+            captured = [[1, self.rows]] if self.rows != 4 else []
+            graphs = {"mode": "FULL_DECODE_ONLY", "captured": captured}
+            return {"graphs": graphs, "memory": memory}
         if job == "speed":
             tokens = [[1, 2], [3, 4 + self.rows]]
             speed = 100.0 * (1 + self.rows / 64)
@@ -112,7 +115,12 @@ def model(
 
 
 SETUP = Setup("bfloat16", True, 80 << 30)
-SETTINGS = {"model": "vicuna-7b", "dtype": "bfloat16", "gpu": {"name": "Pretend"}}
+SETTINGS = {
+    "model": "vicuna-7b",
+    "dtype": "bfloat16",
+    "cuda_graphs": True,
+    "gpu": {"name": "Pretend"},
+}
 
 
 def run(
@@ -218,6 +226,8 @@ def test_the_report_names_goals_and_projections(
     assert "MISSED  auto, 64 rows: heads 100 MiB, buffers 80.0 MiB" in text
     assert "MISSED  auto, context 256: 64 rows cost 1.315 plain steps" in text
     assert "reached  auto, context 256: 64 rows: heads, verify and move" in text
+    missing = "MISSED  auto, 4 rows, context 2048, batch 1: no CUDA graph"
+    assert missing in text and "64 rows, context 2048, batch 1: no CUDA" not in text
     assert "speed-up projected from published tokens per step" in text
     assert "arXiv 2401.10774" in text
     rows = {(p["training"], p["context"]): p for p in content["projected"]}

@@ -38,7 +38,7 @@ def test_jobs_in_an_engine(tmp_path: Path) -> None:
     assert all(1.0 <= visit["tokens"] < 2.0 for visit in visits)
     # Seven nodes for each of two requests, in six steps of two visits at least.
     assert counters["nodes"] == 7 * counters["trees"] > 7 * 2 * 2 * 6
-    assert told["graphs"]["mode"] == "NONE"
+    assert told["graphs"] == {"mode": "NONE", "captured": []}
     assert told["memory"]["heads"] == 2 * model.head_bytes  # float32
     figures = compare(visits[:1], visits[1:])
     assert figures["overhead"]["median"] > 0
