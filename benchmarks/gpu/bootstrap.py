@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
 """Join and unpack what `benchmarks.gpu.prepare` packed; needs nothing but Python.
 
