@@ -7,18 +7,25 @@ itself needs no GPU, only a target: the package triton brings LLVM, NVIDIA's ass
 (ptxas) and cuobjdump. After `only_compile` a launch, made by the code that makes it in
 earnest and with CPU tensors for those of a GPU, goes all the way to machine code and
 stops there. That needs a process of its own, since a process that has imported Triton
-either interprets or compiles: `python -m` a module that calls `only_compile` first.
+either interprets or compiles: `compiled` runs a module there whose last line is
+`main(launch_everything)`.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
+import sys
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+
+_ROOT = Path(__file__).parent.parent
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +40,35 @@ class Launch:
     """Of each thread's stack: what did not fit the registers."""
 
 
+def compiled(module: str, capability: int, cache: Path) -> list[Launch]:
+    """Run `module` in a process of its own; return what it launched.
+
+    `capability` is 80 for an A100, 89 for an L4, 90 for an H100. `cache` is an empty
+    folder: what was compiled before must not count.
+    """
+    done = subprocess.run(
+        [sys.executable, "-m", module, str(capability)],
+        cwd=_ROOT,
+        env={**os.environ, "TRITON_CACHE_DIR": str(cache)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return [Launch(**launch) for launch in json.loads(done.stdout.splitlines()[-1])]
+
+
+def main(launch_everything: Callable[[int], None]) -> None:
+    """Call `launch_everything(capability)`, with the capability of the command line,
+    and print its launches as JSON."""
+    capability = int(sys.argv[1])
+    launches = only_compile(capability)
+    launch_everything(capability)
+    print(json.dumps([asdict(launch) for launch in launches]))
+
+
 def only_compile(capability: int) -> list[Launch]:
-    """Let launches compile for a GPU (80: A100, 89: L4, 90: H100) and no more.
+    """Let launches compile for a GPU and no more.
 
     Call it before vLLM is imported. Returns the list where launches are noted.
     """

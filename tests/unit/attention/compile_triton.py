@@ -6,38 +6,23 @@ Usage: python -m tests.unit.attention.compile_triton CAPABILITY
 
 from __future__ import annotations
 
-import json
-import sys
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import torch
 
-from tests.triton_compile import only_compile
+from tests.triton_compile import main
 
 _H100_PROCESSORS = 132
 
 
 def _launch_everything(capability: int) -> None:
     from tests.unit.attention.cases import make_case
-    from tests.unit.attention.specs import Spec
+    from tests.unit.attention.specs import model_specs
     from vllm_medusa.attention.triton_tree import TritonTreeAttention
     from vllm_medusa.attention.triton_unified import UnifiedTreeAttention
 
     cpu = torch.device("cpu")
-    vicuna = Spec(
-        rows=(64,),
-        bases=(3,),
-        num_heads=32,
-        num_kv_heads=32,
-        head_size=128,
-        dtype=torch.bfloat16,
-        trees="fixed",
-        max_seq_len=4096,
-    )
-    smollm = replace(vicuna, rows=(9,), num_heads=9, num_kv_heads=3, head_size=64)
-    llama = replace(vicuna, num_heads=32, num_kv_heads=8)
-    # A100 has no conversion from e4m3.
-    fp8 = torch.float8_e4m3fn if capability > 80 else torch.float8_e5m2
+    vicuna, smollm, llama, fp8 = model_specs(capability)
     attention = TritonTreeAttention(cpu, 256, _H100_PROCESSORS)
     for spec in (
         vicuna,
@@ -57,7 +42,4 @@ def _launch_everything(capability: int) -> None:
 
 
 if __name__ == "__main__":
-    _capability = int(sys.argv[1])
-    _launches = only_compile(_capability)
-    _launch_everything(_capability)
-    print(json.dumps([asdict(launch) for launch in _launches]))
+    main(_launch_everything)

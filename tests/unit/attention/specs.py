@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -152,3 +152,22 @@ def _large() -> dict[str, Spec]:
 
 LARGE = _large()
 """By name; shapes of real models."""
+
+
+def model_specs(capability: int) -> tuple[Spec, Spec, Spec, torch.dtype]:
+    """Batches in the shapes of Vicuna-7B, SmolLM2-135M and Llama-3-8B with one request,
+    and an 8-bit type of the cache that a GPU of this compute capability converts."""
+    vicuna = Spec(
+        rows=(64,),
+        bases=(3,),
+        num_heads=32,
+        num_kv_heads=32,
+        head_size=128,
+        dtype=torch.bfloat16,
+        trees="fixed",
+        max_seq_len=4096,
+    )
+    smollm = replace(vicuna, rows=(9,), num_heads=9, num_kv_heads=3, head_size=64)
+    llama = replace(vicuna, num_kv_heads=8)
+    # A100 has no conversion from e4m3.
+    return vicuna, smollm, llama, FP8 if capability > 80 else torch.float8_e5m2

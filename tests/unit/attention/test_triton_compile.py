@@ -3,18 +3,13 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
-from tests.triton_compile import Launch
+from tests.triton_compile import compiled
 
-ROOT = Path(__file__).parents[3]
 # An L4 has 99 KiB per program, the least of the GPUs in mind.
 _SHARED_BYTES = 99 * 1024
 
@@ -23,16 +18,7 @@ _SHARED_BYTES = 99 * 1024
 @pytest.mark.interpreter
 @pytest.mark.parametrize("capability", [pytest.param(80, marks=pytest.mark.slow), 90])
 def test_launches_fit(capability: int, tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.unit.attention.compile_triton", str(capability)],
-        cwd=ROOT,
-        env={**os.environ, "TRITON_CACHE_DIR": str(tmp_path)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    launches = [Launch(**one) for one in json.loads(done.stdout.splitlines()[-1])]
+    launches = compiled("tests.unit.attention.compile_triton", capability, tmp_path)
     for launch in launches:
         print(f"sm_{capability}: {launch}")
         assert launch.shared_bytes <= _SHARED_BYTES

@@ -1,20 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compile every kernel for a GPU, as it would be launched, on a machine without one.
+"""Compile the launches of what happens between two forward passes; prints JSON.
 
-A process of its own. Prints what `only_compile` notes, as JSON.
+Usage: python -m tests.unit.kernels.compile_only CAPABILITY
 """
 
 from __future__ import annotations
 
-import json
-
 import torch
 
-from tests.gpu_compiler import only_compile
+from tests.triton_compile import main
 
 
-def launch_everything() -> None:
-    """Launch each kernel with the shapes and strides of real models."""
+def _launch_everything(capability: int) -> None:
     from vllm_medusa.kernels import backend
     from vllm_medusa.kernels.merge_top_k import merge_top_k
     from vllm_medusa.kernels.move_rows import RowMover
@@ -46,6 +43,4 @@ def launch_everything() -> None:
 
 
 if __name__ == "__main__":
-    noted = only_compile()
-    launch_everything()
-    print(json.dumps(noted))
+    main(_launch_everything)
