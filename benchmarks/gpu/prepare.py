@@ -83,7 +83,8 @@ def parse_arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--with-cuda",
-        default="",
+        # torch 2.13 and 2.14 call functions that the NCCL of torch 2.11 lacks.
+        default="nccl",
         metavar="NAMES",
         help="CUDA libraries to pack, in torch's versions: cudnn,nccl,cublas,…",
     )

@@ -90,6 +90,7 @@ def packed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Pat
             [
                 *("--out", str(tmp_path / name), "--work", str(tmp_path / "work")),
                 *("--processes", "1", "--part-size", str(part_mib)),
+                *("--with-cuda", ""),
             ]
         )
         arguments.vllm = "1.0"
