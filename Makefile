@@ -35,8 +35,8 @@ test: lint ## lint, then all tests that need no GPU, and some on the next vLLM
 	$(PYTEST) -m "$(QUICK)" $(PYTEST_ARGS)
 	$(V2) $(PYTEST) -m "(engine or interpreter) and $(QUICK)" $(PYTEST_ARGS)
 	$(BIN)/python scripts/setup_next.py
-	$(NEXT) $(PYTEST) -m smoke $(PYTEST_ARGS)
-	$(NEXT) $(V2) $(PYTEST) -m smoke $(PYTEST_ARGS)
+	$(NEXT) $(PYTEST) -m smoke tests/engine $(PYTEST_ARGS)
+	$(NEXT) $(V2) $(PYTEST) -m smoke tests/engine $(PYTEST_ARGS)
 
 test-next: setup ## all engine tests on the next supported vLLM
 	$(BIN)/python scripts/setup_next.py

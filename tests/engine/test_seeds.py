@@ -18,7 +18,7 @@ pytestmark = [
     pytest.mark.runner("v2", reason="V1's sampler does not key its noise on positions"),
 ]
 
-COUNT, LENGTH = 100, 14
+COUNT, LENGTH = 100, 10
 TEMPERATURES = (0.0, 0.7, 1.0)
 FILTERS: tuple[dict[str, Any], ...] = (
     {},
