@@ -65,6 +65,8 @@ def tree_part_kernel(
     if first_line >= num_rows * group:
         return
     base = tl.load(bases_ptr + request)
+    # A cache may be laid out head by head: all blocks of one, then of the next.
+    kv_head_long = kv_head.to(tl.int64)
     line = first_line + tl.arange(0, block_m)
     row = line // group
     is_row = row < num_rows
@@ -124,7 +126,7 @@ def tree_part_kernel(
             keys_ptr
             + block[None, :] * key_block_stride
             + slot[None, :] * key_slot_stride
-            + kv_head * key_head_stride
+            + kv_head_long * key_head_stride
             + element[:, None] * key_element_stride,
             mask=is_element[:, None] & is_key[None, :],
             other=0.0,
@@ -133,7 +135,7 @@ def tree_part_kernel(
             values_ptr
             + block[:, None] * value_block_stride
             + slot[:, None] * value_slot_stride
-            + kv_head * value_head_stride
+            + kv_head_long * value_head_stride
             + element[None, :] * value_element_stride,
             mask=is_key[:, None] & is_element[None, :],
             other=0.0,
