@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vllm_medusa.errors import ConfigError
+from vllm_medusa.errors import ConfigError, UnsupportedError
 from vllm_medusa.side_files import ACCURACIES_FILE, BATCH_TABLE_FILE
 
 if TYPE_CHECKING:
@@ -69,6 +69,7 @@ def run(args: argparse.Namespace) -> int:
     from vllm_medusa.tree.resolve import resolve_tree
 
     _check(args)
+    _check_runner()
     texts = _prompts(args)
     # For the worker process, which vLLM starts; what the user has set stays.
     os.environ.update(engine_environment())
@@ -93,6 +94,20 @@ def _check(args: argparse.Namespace) -> None:
         raise ConfigError(f"--batch-sizes must be at least 1: {args.batch_sizes}")
     if args.margin < 0:
         raise ConfigError(f"--margin must not be negative: {args.margin}")
+
+
+def _check_runner() -> None:
+    """The worker can overrule the scheduler on Model Runner V1 only: V2's asynchronous
+    scheduler has placed the drafts of a step before the worker hears of it."""
+    from vllm import envs
+    from vllm.platforms import current_platform
+
+    if not current_platform.is_cpu() or envs.VLLM_USE_V2_MODEL_RUNNER:
+        raise UnsupportedError(
+            "calibrate measures on vLLM's CPU backend with Model Runner V1, and this "
+            "machine runs V2: measure with `python -m benchmarks.gpu.bench` of a "
+            "clone, and write num_speculative_tokens_per_batch_size by hand"
+        )
 
 
 def _prompts(args: argparse.Namespace) -> tuple[str, ...]:
