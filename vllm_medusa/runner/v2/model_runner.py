@@ -30,11 +30,14 @@ from vllm_medusa.runner.v2.speculator import MedusaSpeculator
 from vllm_medusa.runner.v2.verifier import TreeVerifier
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from vllm.config import VllmConfig
     from vllm.v1.core.sched.output import SchedulerOutput
     from vllm.v1.kv_cache_interface import KVCacheConfig
     from vllm.v1.worker.gpu.input_batch import InputBatch
     from vllm.v1.worker.gpu.sample.sampler import Sampler
+    from vllm.v1.worker.utils import AttentionGroup
 
 logger = init_logger(__name__)
 
@@ -101,7 +104,8 @@ class MedusaModelRunner(MedusaReport, GPUModelRunner):
                     for name in group.layer_names
                 ]
             )
-            for group in self.kv_cache_config.kv_cache_groups
+            for groups in self.attn_groups
+            for group in groups
         ]
         if not is_profiling:
             self._log_memory()
@@ -160,7 +164,9 @@ class MedusaModelRunner(MedusaReport, GPUModelRunner):
         Slots stay linear in the row: they are computed before.
         """
         block_tables, slot_mappings = super().prepare_attn(input_batch)
-        self.step_trees.begin(input_batch, block_tables)
+        self.step_trees.begin(
+            input_batch, kernel_block_tables(self.attn_groups, block_tables)
+        )
         self._count(input_batch)
         return block_tables, slot_mappings
 
@@ -201,6 +207,24 @@ class MedusaModelRunner(MedusaReport, GPUModelRunner):
 
 class MedusaCPUModelRunner(MedusaModelRunner, CPUModelRunner):
     """The same on a CPU, where V2 runs through Triton's interpreter."""
+
+
+def kernel_block_tables(
+    attn_groups: Sequence[Sequence[AttentionGroup]],
+    # per KV cache group [num_reqs, max_blocks] int32
+    block_tables: Sequence[torch.Tensor],
+) -> tuple[torch.Tensor, ...]:
+    """Return per attention group the block table of its layers' cache views.
+
+    They differ from the KV cache group's where a backend takes smaller blocks than
+    the scheduler hands out. vLLM then maps the table, into a buffer of the group, when
+    it builds the metadata; it writes the same numbers again.
+    """
+    return tuple(
+        group.map_to_kernel_block_table(block_tables[group.kv_cache_group_id])
+        for groups in attn_groups
+        for group in groups
+    )
 
 
 def _custom_processors(sampler: Sampler) -> str | None:

@@ -23,7 +23,7 @@ class StepTrees:
 
     Attributes:
         num_trees: requests of the step that verify a tree.
-        block_tables: per KV cache group [num_reqs, max_blocks] int32, of the step.
+        block_tables: per attention group [num_reqs, max_blocks] int32, of the step.
     """
 
     def __init__(self, state: TreeState) -> None:
