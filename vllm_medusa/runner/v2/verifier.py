@@ -37,7 +37,7 @@ class TreeVerifier:
     temperature. Called as `RejectionSampler` is.
 
     Attributes:
-        row_movers: one per KV cache group.
+        row_movers: one per attention group.
         without_tree: [max_num_reqs] bool by request state, requests whose drafts
             must not be accepted; the runner writes it.
         num_accepted: scalar int64 on the device, nodes accepted so far.
@@ -116,7 +116,7 @@ class TreeVerifier:
             self._last_rows = input_batch.logits_indices[first_rows + walk.rows[:, -1]]
         with timing.measure("move"):
             self._commit(walk, input_batch)
-        logprobs = self._logprobs(walk, logits, processed, input_batch)
+        logprobs = self._logprobs(walk, drawn, logits, processed, input_batch)
         num_sampled, num_rejected = get_num_sampled_and_rejected(
             walk.num_sampled,
             input_batch.seq_lens,
@@ -190,6 +190,8 @@ class TreeVerifier:
     def _logprobs(
         self,
         walk: Walk,
+        # [num_rows] int64
+        drawn: torch.Tensor,
         # [num_rows, vocab_size]
         logits: torch.Tensor,
         # [num_rows, vocab_size] or None
@@ -202,24 +204,31 @@ class TreeVerifier:
         if dims is None:
             return None
         scores = logits if processed is None else processed
-        first_rows = input_batch.cu_num_logits[:-1]
-        row_ids = torch.arange(scores.shape[0], device=scores.device)
-        requests = torch.searchsorted(first_rows, row_ids, right=True) - 1
-        # Beyond the path any row will do: it is never read.
-        step = input_batch.expanded_local_pos.long().clamp_max(walk.rows.shape[1] - 1)
-        source = first_rows[requests] + walk.rows[requests, step]
         num_logprobs, max_per_req_token_ids = dims
         is_expanded = scores.shape[0] != input_batch.num_reqs
-        return compute_topk_scores(
-            scores[source],
+        # Of every row's own draw, so that only results change places: the logits of
+        # all rows may fill what memory is left.
+        of_rows = compute_topk_scores(
+            scores,
             num_logprobs,
-            walk.tokens[requests, step].clamp_min(0),
+            drawn,
             input_batch.cu_num_logits_np.tolist() if is_expanded else None,
             logprob_token_ids_state=self.sampler.logprob_token_ids_state,
             expanded_idx_mapping=input_batch.expanded_idx_mapping,
             max_per_req_token_ids=max_per_req_token_ids,
             logits_mode=self.sampler.logprobs_mode
             in ("raw_logits", "processed_logits"),
+        )
+        first_rows = input_batch.cu_num_logits[:-1]
+        row_ids = torch.arange(scores.shape[0], device=scores.device)
+        requests = torch.searchsorted(first_rows, row_ids, right=True) - 1
+        # Beyond the path any row will do: it is never read.
+        step = input_batch.expanded_local_pos.long().clamp_max(walk.rows.shape[1] - 1)
+        source = first_rows[requests] + walk.rows[requests, step]
+        return of_rows._replace(
+            logprob_token_ids=of_rows.logprob_token_ids[source],
+            logprobs=of_rows.logprobs[source],
+            selected_token_ranks=of_rows.selected_token_ranks[source],
         )
 
 
