@@ -24,12 +24,15 @@ class StepTrees:
     Attributes:
         num_trees: requests of the step that verify a tree.
         block_tables: per attention group [num_reqs, max_blocks] int32, of the step.
+        row_depths: [num_logits] integer, depth in its tree of each row of a step with
+            trees; 0 for rows of other requests.
     """
 
     def __init__(self, state: TreeState) -> None:
         self.state = state
         self.num_trees = 0
         self.block_tables: tuple[torch.Tensor, ...] = ()
+        self.row_depths: torch.Tensor | None = None
         self._num_tokens = 0
         self._width = 0
         self._has_trees_alone = False
@@ -39,6 +42,7 @@ class StepTrees:
         self.num_trees = self._num_tokens = self._width = 0
         self._has_trees_alone = False
         self.block_tables = ()
+        self.row_depths = None
 
     def begin(
         self, input_batch: InputBatch, block_tables: tuple[torch.Tensor, ...]
@@ -57,12 +61,14 @@ class StepTrees:
         self._width = int(input_batch.num_scheduled_tokens[: self.num_trees].max())
         self._has_trees_alone = self.num_trees == input_batch.num_reqs
         self.state.lay_out(input_batch.idx_mapping)
+        rows = input_batch.expanded_local_pos
+        self.row_depths = rows
         if self.state.is_chain:
             return
         # A row's position was base + row; its query and key belong at base + depth.
-        rows = input_batch.expanded_local_pos
         depths = self.state.depth_of(input_batch.expanded_idx_mapping, rows)
         input_batch.positions.index_add_(0, input_batch.logits_indices, depths - rows)
+        self.row_depths = depths
 
     def rows(
         self, common: CommonAttentionMetadata, for_capture: bool

@@ -89,13 +89,15 @@ class TreeVerifier:
     ) -> SamplerOutput:
         """Verify a step's trees; requests without drafts get their one draw."""
         num_nans = get_num_nans(logits) if self.sampler.compute_nans else None
-        # Placeholder drafts of a request that has sampled nothing yet are -1.
+        assert self.step_trees.row_depths is not None
+        # Placeholder drafts of a request that has sampled nothing yet are -1: vLLM
+        # knows them by the root's position, which is a row's less its depth.
         tokens, positions = gather_draft_sampled(
             input_batch.input_ids,
             input_batch.positions,
             input_batch.logits_indices,
             input_batch.expanded_idx_mapping,
-            input_batch.expanded_local_pos,
+            self.step_trees.row_depths,
             self.sampler.req_states.prefill_len.gpu,
         )
         with timing.measure("draw"):
