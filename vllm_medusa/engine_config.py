@@ -24,7 +24,7 @@ OPTIONS_KEY = "medusa"
 PROPOSER = "vllm_medusa.propose.MedusaProposer"
 WORKERS = {
     "cpu": "vllm_medusa.worker.MedusaCPUWorker",
-    "cuda": "vllm_medusa.worker.MedusaGPUWorker",
+    "cuda": "vllm_medusa.gpu_worker.MedusaGPUWorker",
 }
 """Worker class by platform (`vllm.platforms.current_platform.device_type`)."""
 

@@ -24,7 +24,7 @@ from vllm.v1.worker.gpu.model_runner import GPUModelRunner
 from vllm.v1.worker.gpu.spec_decode.speculator import BaseSpeculator
 from vllm.v1.worker.gpu_worker import Worker
 
-from vllm_medusa import worker
+from vllm_medusa import gpu_worker, worker
 from vllm_medusa.attention import cpu, gpu_flash_attn, gpu_triton_attn
 from vllm_medusa.attention.tree_impl import TreeAttentionImpl
 from vllm_medusa.attention.tree_metadata import TreeMetadataBuilder
@@ -65,8 +65,8 @@ def changed(version: str) -> list[str]:
 OVERRIDES = [
     (v1.MedusaCPUModelRunner, CPUModelRunner),
     (worker.MedusaCPUWorker, CPUWorker),
-    (worker._MedusaWorker, CPUWorker),
-    (worker.MedusaGPUWorker, Worker),
+    (gpu_worker.MedusaWorker, CPUWorker),
+    (gpu_worker.MedusaGPUWorker, Worker),
     (MedusaModelRunner, GPUModelRunner),
     (model_graphs.TreeGraphManager, CudaGraphManager),
     (propose_graphs._BatchGraphs, CudaGraphManager),
