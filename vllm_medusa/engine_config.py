@@ -6,7 +6,11 @@ Everything that can be known to fail is refused here, before the model loads.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
+
+import torch
 
 from vllm_medusa import compatibility
 from vllm_medusa.checkpoint import load_heads, resolve_heads
@@ -49,9 +53,10 @@ def prepare_engine_args(engine_args: EngineArgs, options: dict[str, Any]) -> Non
             "its own worker class: drop one of the two"
         )
     path = resolve_heads(config.heads, config.revision)
-    checkpoint = load_heads(
-        path, num_heads=config.num_heads, draft_vocab=config.draft_vocab
-    )
+    with one_thread():
+        checkpoint = load_heads(
+            path, num_heads=config.num_heads, draft_vocab=config.draft_vocab
+        )
     tree = resolve_tree(config, checkpoint.folder, checkpoint.spec.num_heads)
     vocabulary = checkpoint.spec.draft_vocab_size or checkpoint.spec.vocab_size
     if vocabulary is not None and tree.max_rank >= vocabulary:
@@ -89,6 +94,21 @@ def prepare_engine_args(engine_args: EngineArgs, options: dict[str, Any]) -> Non
             "vocab_size": checkpoint.spec.vocab_size,
         },
     }
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Keep PyTorch from starting threads inside.
+
+    On GPUs vLLM forks the process that `LLM` was called in. OpenMP's threads do not
+    outlive a fork, and the child would wait for them as soon as it has work for some.
+    """
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(num_threads)
 
 
 def is_medusa(speculative_config: SpeculativeConfig) -> bool:
