@@ -26,7 +26,7 @@ def test_text_is_unchanged(llama: TinyModel, prompts: list[list[int]]) -> None:
         "num_speculative_tokens_per_batch_size": [[1, 2, 6], [3, 16, 3]],
     }
     # Requests end one after the other: batches of 5, 4, … 1.
-    params = [greedy(length) for length in (40, 30, 20, 14, 8)]
+    params = [greedy(length) for length in (48, 40, 20, 14, 8)]
     with engine(llama.path) as llm:
         plain = token_ids(generate(llm, prompts[:5], params))
     with (

@@ -115,6 +115,9 @@ class MedusaSpeculator(BaseSpeculator):
     ) -> torch.Tensor:
         """Return [num_reqs, max_nodes] int64, of which the next step verifies the
         first `num_speculative_tokens`; the others are left as they are."""
+        # The step's trees have been verified. Metadata that is built outside of steps,
+        # as for a piecewise graph, must not find them.
+        self.step_trees.clear()
         num_reqs = input_batch.num_reqs
         drafts = self._drafts[:num_reqs]
         num_nodes = drafts.shape[1]
