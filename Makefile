@@ -5,7 +5,10 @@ PYTHON ?= $(shell for python in python3 python3.12 python3.11; do \
 	$$python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' \
 	2>/dev/null && echo $$python && break; done)
 BIN := .venv/bin
-PYTEST := $(BIN)/python -m pytest
+# Each worker runs whole files, one engine at a time, on one thread. In the order of
+# collection the slow files, those with engines, come first.
+WORKERS ?= 2
+PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 # Model Runner V2 and the Triton kernels, in Triton's interpreter.
 V2 := MEDUSA_TEST_RUNNER=v2
 # The next supported vLLM in front of the installed one.

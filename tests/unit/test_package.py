@@ -57,7 +57,11 @@ def pins(path: Path) -> list[str]:
 def test_lists_are_exact_and_name_no_host(path: Path) -> None:
     assert pins(path)
     for pin in pins(path):
-        assert re.fullmatch(r"[\w.-]+==[\w.+]+(; [a-z_]+ (==|>) \"[\w.]+\")?", pin)
+        assert re.fullmatch(
+            r"[\w.-]+==[\w.+]+"
+            r"(; [a-z_]+ (==|>) \"[\w.]+\")?( --hash=sha256:[0-9a-f]{64})?",
+            pin,
+        )
 
 
 def test_lists_agree_on_every_version() -> None:
