@@ -125,9 +125,11 @@ def _make(source: Path, folder: Path) -> None:
                 f"unpacking the default model needs the package {module}; "
                 "get it with `pip install 'vllm-medusa[train]'`"
             )
+    from vllm_medusa.threads import one_thread
+
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
-        with _quiet_transformers():
+        with one_thread(), _quiet_transformers():
             _convert(source, temporary)
             _check(temporary)
         temporary.chmod(0o755)

@@ -6,16 +6,13 @@ Everything that can be known to fail is refused here, before the model loads.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
-
-import torch
 
 from vllm_medusa import compatibility
 from vllm_medusa.checkpoint import load_heads, resolve_heads
 from vllm_medusa.config import MedusaConfig
 from vllm_medusa.errors import CheckpointError, ConfigError, UnsupportedError
+from vllm_medusa.threads import one_thread
 from vllm_medusa.tree.resolve import resolve_batch_table, resolve_tree
 
 if TYPE_CHECKING:
@@ -94,21 +91,6 @@ def prepare_engine_args(engine_args: EngineArgs, options: dict[str, Any]) -> Non
             "vocab_size": checkpoint.spec.vocab_size,
         },
     }
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Keep PyTorch from starting threads inside.
-
-    On GPUs vLLM forks the process that `LLM` was called in. OpenMP's threads do not
-    outlive a fork, and the child would wait for them as soon as it has work for some.
-    """
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(num_threads)
 
 
 def is_medusa(speculative_config: SpeculativeConfig) -> bool:

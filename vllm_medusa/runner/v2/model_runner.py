@@ -96,19 +96,25 @@ class MedusaModelRunner(MedusaReport, GPUModelRunner):
             self.device,
             fixed_ancestors,
         )
-        layers = self.compilation_config.static_forward_context
-        self.verifier.row_movers = [
-            RowMover(
-                [
-                    layers[name].impl.cache_views(layers[name].kv_cache)
-                    for name in group.layer_names
-                ]
-            )
-            for groups in self.attn_groups
-            for group in groups
-        ]
+        self.verifier.row_movers = self._row_movers()
         if not is_profiling:
             self._log_memory()
+
+    def _row_movers(self) -> list[RowMover]:
+        """Make what moves the rows of each attention group's layers."""
+        layers = self.compilation_config.static_forward_context
+        movers, moved = [], set()
+        for group in (group for groups in self.attn_groups for group in groups):
+            views = []
+            for name in group.layer_names:
+                keys, values = layers[name].impl.cache_views(layers[name].kv_cache)
+                # Layers may share another layer's cache, also across groups. To move
+                # its rows twice would move what has just been written.
+                if keys.data_ptr() not in moved:
+                    moved.add(keys.data_ptr())
+                    views.append((keys, values))
+            movers.append(RowMover(views))
+        return movers
 
     def _log_memory(self) -> None:
         memory = self.medusa_memory()
