@@ -103,15 +103,17 @@ class MedusaModelRunner(MedusaReport, GPUModelRunner):
     def _row_movers(self) -> list[RowMover]:
         """Make what moves the rows of each attention group's layers."""
         layers = self.compilation_config.static_forward_context
-        movers, moved = [], set()
+        movers, moved = [], set[tuple[int, int]]()
         for group in (group for groups in self.attn_groups for group in groups):
             views = []
             for name in group.layer_names:
                 keys, values = layers[name].impl.cache_views(layers[name].kv_cache)
-                # Layers may share another layer's cache, also across groups. To move
-                # its rows twice would move what has just been written.
-                if keys.data_ptr() not in moved:
-                    moved.add(keys.data_ptr())
+                # Layers may share another layer's cache: to move its rows twice would
+                # move what has just been written. KV cache groups may share memory,
+                # too, but their blocks in it are others.
+                cache = group.kv_cache_group_id, keys.data_ptr()
+                if cache not in moved:
+                    moved.add(cache)
                     views.append((keys, values))
             movers.append(RowMover(views))
         return movers
