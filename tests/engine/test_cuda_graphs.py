@@ -14,7 +14,10 @@ from tests.engine.conftest import TinyModel
 from tests.engine.support.engines import engine, generate, greedy, stats, token_ids
 from tests.engine.support.replayed import replayed_graphs
 
-pytestmark = pytest.mark.runner("v2", reason="V1 captures no graphs on a CPU")
+pytestmark = [
+    pytest.mark.engine,
+    pytest.mark.runner("v2", reason="V1 captures no graphs on a CPU"),
+]
 
 
 def test_text_is_unchanged(llama: TinyModel, prompts: list[list[int]]) -> None:

@@ -19,6 +19,7 @@ pytestmark = [
 ]
 
 COUNT, LENGTH = 100, 10
+"""Prompts at each temperature, and tokens of each answer."""
 TEMPERATURES = (0.0, 0.7, 1.0)
 FILTERS: tuple[dict[str, Any], ...] = (
     {},
@@ -29,31 +30,64 @@ FILTERS: tuple[dict[str, Any], ...] = (
 )
 
 
-def params(index: int) -> SamplingParams:
-    return SamplingParams(
-        temperature=TEMPERATURES[index % len(TEMPERATURES)],
-        seed=1000 + index,
-        max_tokens=LENGTH,
-        ignore_eos=True,
-        **FILTERS[index // len(TEMPERATURES) % len(FILTERS)],
-    )
-
-
-def test_text_is_that_of_plain_vllm(llama: TinyModel) -> None:
-    """100 prompts, every temperature with every filter, all in one queue."""
+def requests() -> tuple[list[list[int]], list[SamplingParams]]:
+    """Every prompt at every temperature, each with one of the filters."""
     prompts = random_prompts(COUNT, VOCAB_SIZE, longest=40, seed=5)
-    sampling = [params(index) for index in range(COUNT)]
+    params = [
+        SamplingParams(
+            temperature=temperature,
+            seed=1000 + index,
+            max_tokens=LENGTH,
+            ignore_eos=True,
+            **FILTERS[index % len(FILTERS)],
+        )
+        for temperature in TEMPERATURES
+        for index in range(COUNT)
+    ]
+    return prompts * len(TEMPERATURES), params
+
+
+@pytest.fixture(scope="module")
+def expected(llama: TinyModel) -> list[list[int]]:
+    """What plain vLLM answers to `requests`."""
     with engine(llama.path) as llm:
-        expected = token_ids(generate(llm, prompts, sampling))
+        return token_ids(generate(llm, *requests()))
+
+
+def test_text_is_that_of_plain_vllm(
+    llama: TinyModel, expected: list[list[int]]
+) -> None:
+    """Every temperature with every filter, all in one queue."""
     with engine(llama.path, {"model": llama.heads, "tree": "optimal:8"}) as llm:
-        texts = token_ids(generate(llm, prompts, sampling))
+        texts = token_ids(generate(llm, *requests()))
         counters = stats(llm)
-    differing = [i for i in range(COUNT) if texts[i] != expected[i]]
+    differing = [i for i in range(len(expected)) if texts[i] != expected[i]]
     assert not differing
     assert counters["without_tree"] == {}
     # At a temperature, too, drafts are accepted and rows move.
     assert counters["accepted"] > 0.3 * counters["trees"]
     assert counters["moved"] > 0.05 * counters["trees"]
+
+
+def test_prompts_in_pieces_under_async_scheduling(
+    llama: TinyModel, expected: list[list[int]]
+) -> None:
+    """The scheduler runs one step ahead: base positions are read on the device."""
+    prompts, params = requests()
+    chosen = slice(180, 240)
+    with engine(
+        llama.path,
+        {"model": llama.heads, "tree": "optimal:4"},
+        async_scheduling=True,
+        max_num_batched_tokens=64,
+    ) as llm:
+        config = llm.llm_engine.vllm_config
+        assert config.scheduler_config.async_scheduling
+        assert config.use_v2_model_runner
+        texts = token_ids(generate(llm, prompts[chosen], params[chosen]))
+        counters = stats(llm)
+    assert texts == expected[chosen]
+    assert counters["accepted"] > 20
 
 
 def test_another_seed_gives_another_text(

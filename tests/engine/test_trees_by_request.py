@@ -18,7 +18,10 @@ from vllm_medusa.propose import MedusaProposer, Proposal
 from vllm_medusa.runner.v2 import speculator
 from vllm_medusa.tree import TokenTree
 
-pytestmark = pytest.mark.runner("v2", reason="V1 lays out one tree for all requests")
+pytestmark = [
+    pytest.mark.engine,
+    pytest.mark.runner("v2", reason="V1 lays out one tree for all requests"),
+]
 
 NUM_NODES, MAX_TOKENS = 6, 16
 TREES = [
