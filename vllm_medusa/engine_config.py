@@ -146,6 +146,7 @@ def _worker_cls() -> str:
 def _verify_runner(vllm_config: VllmConfig) -> None:
     from vllm.platforms import current_platform
 
+    attention = medusa_config(vllm_config).attention
     if vllm_config.use_v2_model_runner:
         _verify_v2(vllm_config)
     elif not current_platform.is_cpu():
@@ -153,10 +154,10 @@ def _verify_runner(vllm_config: VllmConfig) -> None:
             "on a GPU Medusa runs on Model Runner V2 only, which is switched off: "
             "unset VLLM_USE_V2_MODEL_RUNNER or set it to 1"
         )
-    elif medusa_config(vllm_config).attention != "auto":
+    elif attention != "auto":
         raise UnsupportedError(
-            f"attention={medusa_config(vllm_config).attention} is for Model Runner V2, "
-            "and this engine runs V1, which has one implementation: drop the option"
+            f"attention={attention} is for Model Runner V2, and this engine runs V1, "
+            "which has one implementation: drop the option"
         )
     elif vllm_config.scheduler_config.async_scheduling:
         raise UnsupportedError(
@@ -166,6 +167,8 @@ def _verify_runner(vllm_config: VllmConfig) -> None:
 
 def _verify_v2(vllm_config: VllmConfig) -> None:
     """Refuse what would bypass the verifier, or see drafts as a chain."""
+    from vllm import envs
+
     parallel, model = vllm_config.parallel_config, vllm_config.model_config
     # (option in use, its name and what to do)
     refused = (
@@ -189,6 +192,18 @@ def _verify_v2(vllm_config: VllmConfig) -> None:
         ),
         (model.enable_trace_replay, "--enable-trace-replay: drop it"),
         (model.return_sampling_mask, "--return-sampling-mask: drop it"),
+        (
+            envs.VLLM_BATCH_INVARIANT,
+            "batch-invariant kernels: unset VLLM_BATCH_INVARIANT",
+        ),
+        (
+            model.rswa_window is not None,
+            "this model's reference sliding window: serve it without Medusa",
+        ),
+        (
+            model.is_mm_prefix_lm,
+            "this model's bidirectional prefixes: serve it without Medusa",
+        ),
     )
     for present, feature in refused:
         if present:

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from vllm import envs
 from vllm.platforms import current_platform
 
 from vllm_medusa.engine_config import (
@@ -36,6 +37,8 @@ def vllm_config(
         "is_multimodal_model": False,
         "enable_trace_replay": False,
         "return_sampling_mask": False,
+        "rswa_window": None,
+        "is_mm_prefix_lm": False,
         "get_hidden_size": lambda: 64,
         "get_vocab_size": lambda: 100,
     }
@@ -134,6 +137,8 @@ def test_engine_options(options: dict[str, Any], message: str) -> None:
         ),
         ({"model": {"enable_trace_replay": True}}, "--enable-trace-replay"),
         ({"model": {"return_sampling_mask": True}}, "--return-sampling-mask"),
+        ({"model": {"rswa_window": 128}}, "reference sliding window"),
+        ({"model": {"is_mm_prefix_lm": True}}, "bidirectional prefixes"),
     ],
 )
 def test_what_model_runner_v2_would_not_ask_the_verifier(
@@ -141,6 +146,13 @@ def test_what_model_runner_v2_would_not_ask_the_verifier(
 ) -> None:
     with pytest.raises(UnsupportedError, match=message):
         verify_vllm_config(vllm_config(use_v2_model_runner=True, **options))
+
+
+def test_batch_invariance(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_BATCH_INVARIANT", "1")
+    assert envs.VLLM_BATCH_INVARIANT
+    with pytest.raises(UnsupportedError, match="VLLM_BATCH_INVARIANT"):
+        verify_vllm_config(vllm_config(use_v2_model_runner=True))
 
 
 def test_no_v1_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

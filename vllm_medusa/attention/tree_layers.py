@@ -18,7 +18,6 @@ from vllm_medusa.attention.prefix_flash import FlashPrefix, FlashShape, SplitBou
 from vllm_medusa.attention.tree_backend import backends
 from vllm_medusa.attention.tree_impl import TreeAttentionImpl
 from vllm_medusa.attention.tree_metadata import StepTrees, TreeMetadataBuilder
-from vllm_medusa.attention.tree_support import check_engine
 from vllm_medusa.errors import UnsupportedError
 
 
@@ -94,9 +93,8 @@ def connect_layers(
     `groups` are vLLM's `AttentionGroup`; `option` is the engine's `attention`.
 
     Raises:
-        UnsupportedError: names the layer, backend or setting that can't be served.
+        UnsupportedError: names the layer or backend that can't be served.
     """
-    check_engine(vllm_config)
     groups = list(groups)
     context = vllm_config.compilation_config.static_forward_context
     facts: dict[str, LayerFacts] = {}

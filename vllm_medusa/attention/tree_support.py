@@ -5,47 +5,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from vllm import envs
-from vllm.config import VllmConfig
 from vllm.v1.attention.backend import AttentionType
 
 from vllm_medusa.errors import UnsupportedError
 
 # Both are e4m3 with one scale per tensor.
 _FP8_CACHES = ("fp8", "fp8_e4m3")
-
-
-def check_engine(vllm_config: VllmConfig) -> None:
-    """Refuse engine settings under which rows are not those of one causal sequence.
-
-    Raises:
-        UnsupportedError: names the setting and how to do without it.
-    """
-    parallel, model = vllm_config.parallel_config, vllm_config.model_config
-    refused = {
-        "decode context parallelism: set --decode-context-parallel-size 1": (
-            parallel.decode_context_parallel_size > 1
-        ),
-        "prefill context parallelism: set --prefill-context-parallel-size 1": (
-            parallel.prefill_context_parallel_size > 1
-        ),
-        "microbatches: drop --enable-dbo and --ubatch-size": parallel.use_ubatching,
-        "KV-sharing fast prefill: drop --kv-sharing-fast-prefill": (
-            vllm_config.cache_config.kv_sharing_fast_prefill
-        ),
-        "batch-invariant kernels: unset VLLM_BATCH_INVARIANT": (
-            envs.VLLM_BATCH_INVARIANT
-        ),
-        "this model's reference sliding window: serve it without Medusa": (
-            model.rswa_window is not None
-        ),
-        "this model's bidirectional prefixes: serve it without Medusa": (
-            model.is_mm_prefix_lm
-        ),
-    }
-    for what, is_set in refused.items():
-        if is_set:
-            raise UnsupportedError(f"tree attention does not support {what}")
 
 
 def check_scores(impl: Any, name: str) -> None:

@@ -14,7 +14,6 @@ from vllm.v1.attention.backends.flex_attention import FlexAttentionBackend
 from vllm.v1.attention.backends.registry import AttentionBackendEnum
 
 from tests.unit.attention.test_gpu_backends import attention_layer, triton_impl
-from tests.unit.attention.test_gpu_support import engine
 from vllm_medusa.attention.cascade import CascadeTreeAttention
 from vllm_medusa.attention.gpu_flash_attn import TreeFlashAttentionBackend
 from vllm_medusa.attention.gpu_triton_attn import (
@@ -38,17 +37,15 @@ class Trees:
 
 
 def config(layers: dict[str, Any]) -> Any:
-    vllm_config = engine()
-    vllm_config.compilation_config = SimpleNamespace(
-        static_forward_context=layers,
-        max_cudagraph_capture_size=12,
-        cudagraph_mode=CUDAGraphMode.FULL_AND_PIECEWISE,
+    return SimpleNamespace(
+        compilation_config=SimpleNamespace(
+            static_forward_context=layers,
+            max_cudagraph_capture_size=12,
+            cudagraph_mode=CUDAGraphMode.FULL_AND_PIECEWISE,
+        ),
+        attention_config=SimpleNamespace(flash_attn_max_num_splits_for_cuda_graph=32),
+        scheduler_config=SimpleNamespace(max_num_seqs=5),
     )
-    vllm_config.attention_config = SimpleNamespace(
-        flash_attn_max_num_splits_for_cuda_graph=32
-    )
-    vllm_config.scheduler_config = SimpleNamespace(max_num_seqs=5)
-    return vllm_config
 
 
 def group(layers: dict[str, Any], backend: Any = TreeTritonAttentionBackend) -> Any:

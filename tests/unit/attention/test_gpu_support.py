@@ -8,10 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from vllm import envs
 from vllm.v1.attention.backend import AttentionType
 
-from vllm_medusa.attention.tree_support import check_engine, check_layer
+from vllm_medusa.attention.tree_support import check_layer
 from vllm_medusa.errors import UnsupportedError
 
 NAME = "model.layers.3.attn"
@@ -80,47 +79,3 @@ def test_layers(features: dict[str, Any], words: str) -> None:
     with pytest.raises(UnsupportedError, match=words) as raised:
         check_layer(layer(**features))
     assert NAME in str(raised.value)
-
-
-def engine(**features: Any) -> Any:
-    values = {
-        "decode_context_parallel_size": 1,
-        "prefill_context_parallel_size": 1,
-        "use_ubatching": False,
-        "kv_sharing_fast_prefill": False,
-        "rswa_window": None,
-        "is_mm_prefix_lm": False,
-        **features,
-    }
-    # Each config of vLLM has some of them, and nobody asks for the others.
-    config = SimpleNamespace(**values)
-    return SimpleNamespace(
-        parallel_config=config, cache_config=config, model_config=config
-    )
-
-
-def test_plain_engine() -> None:
-    check_engine(engine())
-
-
-@pytest.mark.parametrize(
-    ("features", "words"),
-    [
-        ({"decode_context_parallel_size": 2}, "--decode-context-parallel-size"),
-        ({"prefill_context_parallel_size": 2}, "--prefill-context-parallel-size"),
-        ({"use_ubatching": True}, "--enable-dbo"),
-        ({"kv_sharing_fast_prefill": True}, "--kv-sharing-fast-prefill"),
-        ({"rswa_window": 128}, "reference sliding window"),
-        ({"is_mm_prefix_lm": True}, "bidirectional prefixes"),
-    ],
-)
-def test_engines(features: dict[str, Any], words: str) -> None:
-    with pytest.raises(UnsupportedError, match=words):
-        check_engine(engine(**features))
-
-
-def test_batch_invariance(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("VLLM_BATCH_INVARIANT", "1")
-    assert envs.VLLM_BATCH_INVARIANT
-    with pytest.raises(UnsupportedError, match="VLLM_BATCH_INVARIANT"):
-        check_engine(engine())

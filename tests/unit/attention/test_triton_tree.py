@@ -11,7 +11,7 @@ import torch
 from tests.unit.attention.cases import make_case
 from tests.unit.attention.causal import causal_attention
 from tests.unit.attention.devices import skip_unless_triton_takes
-from tests.unit.attention.specs import FP8, LARGE, SMALL, Spec
+from tests.unit.attention.specs import FP8, LARGE, SMALL, Spec, model_specs
 from vllm_medusa.attention.triton_tree import TritonTreeAttention
 from vllm_medusa.errors import UnsupportedError
 
@@ -105,14 +105,7 @@ def test_split_follows_sizes_known_on_the_host() -> None:
         case = make_case(replace(spec, max_seq_len=bound), cpu)
         return attention.num_parts(case.query, case.kv, case.trees)
 
-    vicuna = Spec(
-        rows=(64,),
-        bases=(3,),
-        num_heads=32,
-        num_kv_heads=32,
-        head_size=128,
-        dtype=torch.bfloat16,
-    )
+    vicuna, *_ = model_specs(90)
     assert parts(vicuna, 4096) == 8
     assert parts(vicuna, 100) == 1
     batch = replace(vicuna, rows=(64,) * 4, bases=(3,) * 4)
