@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -61,6 +61,15 @@ def exclusion_reason(
         if name not in served and is_asked_for(params)
     )
     return next(reasons, None)
+
+
+def custom_processors_reason(
+    processors: Iterable[object], built_in: tuple[type, ...]
+) -> str | None:
+    """Return why no request can have a tree if the engine has logits processors of
+    its user, which know requests but not rows; else None."""
+    custom = [type(p).__name__ for p in processors if not isinstance(p, built_in)]
+    return "logits processor " + ", ".join(sorted(custom)) if custom else None
 
 
 @dataclass

@@ -20,6 +20,8 @@ from vllm.v1.sample.logits_processor import (
 )
 from vllm.v1.sample.metadata import SamplingMetadata
 
+from vllm_medusa.runner.requests import custom_processors_reason
+
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
 
@@ -39,12 +41,8 @@ def build_logitsprocs(vllm_config: VllmConfig, *args: Any) -> LogitsProcessors:
 
 
 def custom_processors(processors: LogitsProcessors) -> str | None:
-    """Return why no request can have a tree if the engine has logits processors of
-    its user, which know requests but not rows; else None."""
-    custom = [p for p in processors.all if not isinstance(p, _BUILT_IN)]
-    if not custom:
-        return None
-    return "logits processor " + ", ".join(sorted(type(p).__name__ for p in custom))
+    """As `custom_processors_reason`, of Model Runner V1's processors."""
+    return custom_processors_reason(processors.all, _BUILT_IN)
 
 
 def with_seeds(metadata: SamplingMetadata, requests: set[int]) -> SamplingMetadata:

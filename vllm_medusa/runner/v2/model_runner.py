@@ -24,6 +24,7 @@ from vllm_medusa.runner.requests import (
     ON_TREE_ROWS_OF_V2,
     MedusaStats,
     TreeEligibility,
+    custom_processors_reason,
 )
 from vllm_medusa.runner.v2.model_graphs import TreeGraphManager
 from vllm_medusa.runner.v2.speculator import MedusaSpeculator
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
     from vllm.v1.core.sched.output import SchedulerOutput
     from vllm.v1.kv_cache_interface import KVCacheConfig
     from vllm.v1.worker.gpu.input_batch import InputBatch
-    from vllm.v1.worker.gpu.sample.sampler import Sampler
     from vllm.v1.worker.utils import AttentionGroup
 
 logger = init_logger(__name__)
@@ -73,7 +73,9 @@ class MedusaModelRunner(MedusaReport, GPUModelRunner):
         )
         self.rejection_sampler = self.verifier
         self.speculator.verifier = self.verifier
-        self.eligibility.excluded = _custom_processors(self.sampler)
+        self.eligibility.excluded = custom_processors_reason(
+            self.sampler.logits_processors, _BUILT_IN
+        )
 
     def initialize_kv_cache(
         self,
@@ -233,12 +235,3 @@ def kernel_block_tables(
         for groups in attn_groups
         for group in groups
     )
-
-
-def _custom_processors(sampler: Sampler) -> str | None:
-    """Return why no request can have a tree if the engine has logits processors of
-    its user, which know requests but not paths; else None."""
-    custom = [p for p in sampler.logits_processors if not isinstance(p, _BUILT_IN)]
-    if not custom:
-        return None
-    return "logits processor " + ", ".join(sorted(type(p).__name__ for p in custom))
