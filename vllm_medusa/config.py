@@ -16,6 +16,16 @@ from pydantic import (
     model_validator,
 )
 
+from vllm_medusa.acceptance import (
+    POSSIBLE as POSSIBLE_ACCEPTANCE,
+)
+from vllm_medusa.acceptance import (
+    Acceptance,
+    Delta,
+    Epsilon,
+    FirstToken,
+    Scheme,
+)
 from vllm_medusa.batch_table import BatchTable, check_batch_table
 from vllm_medusa.config_text import join_text, split_text
 from vllm_medusa.errors import ConfigError, MedusaError, TreeError
@@ -38,7 +48,7 @@ _POSSIBLE = {
     "num_heads": "a whole number of at least 1",
     "tree": POSSIBLE_TREES,
     "num_speculative_tokens": "a whole number of at least 1",
-    "acceptance": '"exact"',
+    **POSSIBLE_ACCEPTANCE,
     "attention": '"auto", "triton", "cascade" or "xformers"',
     "draft_vocab": "a whole number of at least 1",
     "num_speculative_tokens_per_batch_size": (
@@ -60,7 +70,11 @@ class MedusaConfig(BaseModel):
         tree: see `vllm_medusa.tree.parse_tree`; None takes tree.json beside the
             heads, else the best tree for accuracies.json there, else a chain.
         num_speculative_tokens: cut the tree to its first so many nodes.
-        acceptance: "exact" keeps the distribution of the model.
+        acceptance: "exact", "rejection" or "typical", see
+            `vllm_medusa.acceptance.Acceptance`; a request may ask for another.
+        epsilon: of typical acceptance.
+        delta: of typical acceptance; None leaves the threshold epsilon alone.
+        first_token: of typical acceptance: "drawn" or "greedy".
         attention: implementation of tree attention; "auto" takes the fastest that the
             platform has.
         draft_vocab: use only the first so many entries of the heads' token_map.
@@ -79,7 +93,10 @@ class MedusaConfig(BaseModel):
     num_heads: _Count | None = None
     tree: str | tuple[tuple[int, ...], ...] | None = None
     num_speculative_tokens: _Count | None = None
-    acceptance: Literal["exact"] = "exact"
+    acceptance: Scheme = "exact"
+    epsilon: Epsilon = 0.09
+    delta: Delta | None = 0.3
+    first_token: FirstToken = "drawn"
     attention: AttentionChoice = "auto"
     draft_vocab: _Count | None = None
     num_speculative_tokens_per_batch_size: BatchTable | Literal["auto"] | None = "auto"
@@ -130,6 +147,16 @@ class MedusaConfig(BaseModel):
                 f"{_POSSIBLE['heads']}"
             )
         return cls(heads=heads, **fields)
+
+    @property
+    def engine_acceptance(self) -> Acceptance:
+        """How drafts are accepted where a request does not say otherwise."""
+        return Acceptance(
+            scheme=self.acceptance,
+            epsilon=self.epsilon,
+            delta=self.delta,
+            first_token=self.first_token,
+        )
 
     def to_text(self) -> str:
         """Return the text form; `parse` makes an equal configuration of it."""

@@ -18,6 +18,7 @@ FORM = "medusa:HEADS[@revision][?key=value&...]"
 
 _BROKEN_PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")
 _INTEGER = re.compile(r"[0-9]{1,18}")
+_NUMBER_KEYS = ("epsilon", "delta")
 _INTEGER_KEYS = ("num_heads", "num_speculative_tokens", "draft_vocab")
 
 
@@ -98,6 +99,13 @@ def _read_value(key: str, value: str) -> Any:
         if not _INTEGER.fullmatch(value):
             raise ConfigError(f"{key} must be a whole number, not {value[:60]!r}")
         return int(value)
+    if key == "delta" and value in ("none", "null"):
+        return None
+    if key in _NUMBER_KEYS:
+        try:
+            return float(value)
+        except ValueError:
+            raise ConfigError(f"{key} must be a number, not {value[:60]!r}") from None
     if key == TABLE_KEY and value != "auto":
         try:
             return json.loads(value)

@@ -1,23 +1,33 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Requests that vLLM refuses beside its own speculative methods, and Medusa serves."""
+"""Checks of requests: what Medusa serves and vLLM would refuse, and the reverse."""
 
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from vllm import SamplingParams
+from vllm import PoolingParams, SamplingParams
+from vllm.exceptions import VLLMValidationError
+from vllm.v1.engine.input_processor import InputProcessor
+
+from vllm_medusa.acceptance import request_acceptance
+from vllm_medusa.errors import ConfigError
 
 if TYPE_CHECKING:
     from vllm.config import SpeculativeConfig
 
 
 def install() -> None:
+    """Wrap the checks that a request passes before it is queued."""
+    _wrap_validate_spec_decode()
+    _wrap_validate_params()
+
+
+def _wrap_validate_spec_decode() -> None:
     """Let min_p and logit_bias through where Medusa runs.
 
-    `SamplingParams._validate_spec_decode` answers them with a 400 as soon as there
-    is any speculative method. Here such a request is decoded without a tree by
-    vLLM's own sampler (`vllm_medusa.runner.requests.exclusion_reason`).
+    vLLM answers them with a 400 as soon as there is any speculative method; on
+    Medusa's tree rows they are right.
     """
     upstream = SamplingParams._validate_spec_decode
 
@@ -33,3 +43,28 @@ def install() -> None:
         upstream(self, speculative_config)
 
     SamplingParams._validate_spec_decode = _validate_spec_decode
+
+
+def _wrap_validate_params() -> None:
+    """Refuse a request's own settings of Medusa, in `extra_args`, if they can't be."""
+    upstream = InputProcessor._validate_params
+
+    @functools.wraps(upstream)
+    def _validate_params(
+        self: InputProcessor, params: SamplingParams | PoolingParams, *args: Any
+    ) -> Any:
+        result = upstream(self, params, *args)
+        if isinstance(params, SamplingParams) and params.extra_args:
+            from vllm_medusa.engine_config import medusa_config, medusa_options
+
+            if medusa_options(self.vllm_config) is not None:
+                engine = medusa_config(self.vllm_config).engine_acceptance
+                try:
+                    request_acceptance(engine, params)
+                except ConfigError as error:
+                    raise VLLMValidationError(
+                        str(error), parameter="extra_args"
+                    ) from None
+        return result
+
+    InputProcessor._validate_params = _validate_params
