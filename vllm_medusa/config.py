@@ -30,6 +30,7 @@ from vllm_medusa.batch_table import BatchTable, check_batch_table
 from vllm_medusa.config_text import join_text, split_text
 from vllm_medusa.errors import ConfigError, MedusaError, TreeError
 from vllm_medusa.json_file import parse_json
+from vllm_medusa.tree.beam import BeamTree
 from vllm_medusa.tree.builders import from_list
 from vllm_medusa.tree.specification import (
     POSSIBLE_TREES,
@@ -215,6 +216,17 @@ class MedusaConfig(BaseModel):
             self._check_against_tree(self.tree)
         table = self.num_speculative_tokens_per_batch_size
         limit = self.num_speculative_tokens
+        beam = BeamTree.parse(self.tree)
+        if beam is not None and limit is not None:
+            raise ConfigError(
+                f"num_speculative_tokens is {limit}, but {beam.text} always has "
+                f"{beam.num_nodes} nodes: choose another width or depth"
+            )
+        if beam is not None and self.acceptance == "rejection":
+            raise ConfigError(
+                "acceptance is 'rejection', which draws the candidates, but "
+                f"{beam.text} takes the most probable ones: choose another tree"
+            )
         if isinstance(table, tuple) and limit is not None:
             most = max(nodes for _, _, nodes in table)
             if most > limit:

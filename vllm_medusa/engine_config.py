@@ -13,6 +13,7 @@ from vllm_medusa.checkpoint import load_heads, resolve_heads
 from vllm_medusa.config import MedusaConfig
 from vllm_medusa.errors import CheckpointError, ConfigError, UnsupportedError
 from vllm_medusa.threads import one_thread
+from vllm_medusa.tree import BeamTree, TokenTree, parse_tree
 from vllm_medusa.tree.resolve import resolve_batch_table, resolve_tree
 
 if TYPE_CHECKING:
@@ -55,10 +56,12 @@ def prepare_engine_args(engine_args: EngineArgs, options: dict[str, Any]) -> Non
             path, num_heads=config.num_heads, draft_vocab=config.draft_vocab
         )
     tree = resolve_tree(config, checkpoint.folder, checkpoint.spec.num_heads)
+    beam = BeamTree.parse(config.tree)
     vocabulary = checkpoint.spec.draft_vocab_size or checkpoint.spec.vocab_size
-    if vocabulary is not None and tree.max_rank >= vocabulary:
+    num_ranks = tree.max_rank + 1 if beam is None else beam.width
+    if vocabulary is not None and num_ranks > vocabulary:
         raise ConfigError(
-            f"the tree asks for guess {tree.max_rank + 1} of a head, but the draft "
+            f"the tree asks for guess {num_ranks} of a head, but the draft "
             f"vocabulary has only {vocabulary} tokens"
         )
     table = resolve_batch_table(config, checkpoint.folder, tree)
@@ -66,7 +69,7 @@ def prepare_engine_args(engine_args: EngineArgs, options: dict[str, Any]) -> Non
         update={
             "heads": str(path),
             "revision": None,
-            "tree": tree.paths,
+            "tree": tree.paths if beam is None else beam.text,
             "num_speculative_tokens": None,
             "num_speculative_tokens_per_batch_size": None,
         }
@@ -110,6 +113,14 @@ def medusa_config(vllm_config: VllmConfig) -> MedusaConfig:
     if options is None:
         raise ConfigError("this engine was not started with Medusa")
     return MedusaConfig(**options["config"])
+
+
+def scheduled_tree(vllm_config: VllmConfig) -> TokenTree:
+    """Return the tree of an engine that runs Medusa: every request's, or, where a beam
+    search chooses, that of the requests whose tree must be known beforehand."""
+    config = medusa_config(vllm_config)
+    assert config.tree is not None, "prepare_engine_args resolves the tree"
+    return parse_tree(config.tree, num_heads=config.num_heads)
 
 
 def verify_vllm_config(vllm_config: VllmConfig) -> None:

@@ -8,6 +8,7 @@ from vllm_medusa.tree.accuracies import (
     load_accuracies,
     node_gains,
 )
+from vllm_medusa.tree.beam import BeamTree
 from vllm_medusa.tree.builders import cartesian, chain, from_file, optimal
 from vllm_medusa.tree.published import published, published_names
 from vllm_medusa.tree.specification import parse_tree
@@ -16,6 +17,7 @@ from vllm_medusa.tree.token_tree import MAX_NODES, MAX_RANKS, TokenTree
 __all__ = [
     "MAX_NODES",
     "MAX_RANKS",
+    "BeamTree",
     "TokenTree",
     "cartesian",
     "chain",

@@ -54,7 +54,7 @@ def cartesian(widths: Sequence[int], accuracies: Accuracies | None = None) -> To
                 f"the cartesian tree {'x'.join(map(str, widths))} has more than "
                 f"{MAX_NODES} nodes: give smaller widths"
             )
-    table: Accuracies = _prior(len(widths), max(widths))
+    table: Accuracies = prior_accuracies(len(widths), max(widths))
     if accuracies is not None:
         measured = check_accuracies(accuracies)
         if len(measured) >= len(widths) and len(measured[0]) >= max(widths):
@@ -172,8 +172,8 @@ def _check_count(name: str, num_nodes: int) -> None:
         )
 
 
-def _prior(num_heads: int, num_ranks: int) -> list[list[float]]:
-    """Accuracies of middling heads, to order a tree before any were measured.
+def prior_accuracies(num_heads: int, num_ranks: int) -> list[list[float]]:
+    """Return accuracies of middling heads, to order a tree before any were measured.
 
     Roughly the published figures of the reference heads: each head is right 0.6
     times as often as the one before, each rank falls with the power 1.5.

@@ -11,6 +11,7 @@ from pathlib import Path
 from vllm_medusa.errors import TreeError
 from vllm_medusa.json_file import parse_json
 from vllm_medusa.tree.accuracies import Accuracies, check_accuracies
+from vllm_medusa.tree.beam import BeamTree
 from vllm_medusa.tree.builders import cartesian, chain, from_file, from_list, optimal
 from vllm_medusa.tree.published import published, published_names
 from vllm_medusa.tree.token_tree import MAX_NODES, TokenTree
@@ -19,8 +20,8 @@ _NUMBERED = re.compile(r"(chain|optimal):([0-9]{1,9})")
 _CARTESIAN = re.compile(r"[0-9]{1,9}(x[0-9]{1,9})*")
 
 POSSIBLE_TREES = (
-    "chain, chain:N, optimal:N, widths such as 1x7x6 (root, head 1, head 2), a JSON "
-    "file, a list of paths such as [[0],[1],[0,0]], or one of "
+    "chain, chain:N, optimal:N, beam:WIDTHxDEPTH, widths such as 1x7x6 (root, head 1, "
+    "head 2), a JSON file, a list of paths such as [[0],[1],[0,0]], or one of "
     f"{', '.join(published_names())}"
 )
 """What a tree may be, for messages and help texts."""
@@ -38,7 +39,8 @@ def parse_tree(
         value: "chain" (over all heads), "chain:3", "1x7x6" (7 guesses of head 1, 6
             of head 2 under each; the 1 is the root, as in the reference's
             `medusa_choices`, and may be left out before a wider level), "optimal:N",
-            a published name, a JSON file, a list of paths or its JSON text.
+            "beam:5x3" (its tree for requests that need a fixed one), a published
+            name, a JSON file, a list of paths or its JSON text.
         num_heads: heads that there are; None if that is not known, then no depth is
             refused.
         accuracies: table for "optimal:N" (needed there), also orders "1x7x6".
@@ -72,6 +74,8 @@ def check_tree_text(text: str) -> None:
             )
     elif _CARTESIAN.fullmatch(text):
         cartesian(_widths(text))
+    elif BeamTree.parse(text) is not None:
+        return
     else:
         raise _unknown(text)
 
@@ -121,6 +125,8 @@ def _build(
         return optimal(accuracies, count)
     if _CARTESIAN.fullmatch(value):
         return cartesian(_widths(value), accuracies)
+    if (beam := BeamTree.parse(value)) is not None:
+        return beam.fixed_tree()
     if value in published_names():
         return published(value)
     raise _unknown(value)
@@ -133,6 +139,8 @@ def _widths(text: str) -> list[int]:
 
 
 def _unknown(text: str) -> TreeError:
-    close = get_close_matches(text, ["chain", "optimal", *published_names()], n=1)
+    close = get_close_matches(
+        text, ["chain", "optimal", "beam", *published_names()], n=1
+    )
     hint = f" (did you mean {close[0]}?)" if close else ""
     return TreeError(f"unknown tree {text[:80]!r}{hint}: give {POSSIBLE_TREES}")

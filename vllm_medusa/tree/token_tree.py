@@ -170,6 +170,25 @@ class TokenTree:
         return tuple(tuple(rows) for rows in children)
 
     @cached_property
+    def ordinals(self) -> tuple[int, ...]:
+        """Place of each row among its siblings in row order, length N + 1; the root's
+        is 0."""
+        ordinals = [0] * len(self.parents)
+        for siblings in self.children:
+            for ordinal, row in enumerate(siblings):
+                ordinals[row] = ordinal
+        return tuple(ordinals)
+
+    @cached_property
+    def max_children(self) -> tuple[int, ...]:
+        """Most children of any row at depths 0 to `max_depth` - 1."""
+        most = [0] * self.max_depth
+        for depth, rows in zip(self.depths, self.children, strict=True):
+            if rows:
+                most[depth] = max(most[depth], len(rows))
+        return tuple(most)
+
+    @cached_property
     def leaves(self) -> tuple[int, ...]:
         """Nodes without children, in row order (the root is never one of them)."""
         return tuple(
