@@ -10,23 +10,16 @@ import torch
 from vllm.logger import init_logger
 from vllm.v1.worker.cpu.model_runner import CPUModelRunner
 from vllm.v1.worker.gpu import model_runner
-from vllm.v1.worker.gpu.buffer_utils import UvaBackedTensor
 from vllm.v1.worker.gpu.model_runner import GPUModelRunner
-from vllm.v1.worker.gpu.sample.bad_words import BadWordsState
-from vllm.v1.worker.gpu.sample.logit_bias import LogitBiasState
-from vllm.v1.worker.gpu.sample.penalties import PenaltiesState
 
 from vllm_medusa.attention.tree_layers import connect_layers
 from vllm_medusa.kernels.move_rows import RowMover
 from vllm_medusa.replace import replaced
 from vllm_medusa.runner.report import MedusaReport
-from vllm_medusa.runner.requests import (
-    ON_TREE_ROWS_OF_V2,
-    MedusaStats,
-    TreeEligibility,
-    custom_processors_reason,
-)
+from vllm_medusa.runner.requests import MedusaStats
+from vllm_medusa.runner.v2.draw import RowSampler
 from vllm_medusa.runner.v2.model_graphs import TreeGraphManager
+from vllm_medusa.runner.v2.request_states import TreeRequests
 from vllm_medusa.runner.v2.speculator import MedusaSpeculator
 from vllm_medusa.runner.v2.verifier import TreeVerifier
 
@@ -40,8 +33,6 @@ if TYPE_CHECKING:
     from vllm.v1.worker.utils import AttentionGroup
 
 logger = init_logger(__name__)
-
-_BUILT_IN = (BadWordsState, LogitBiasState, PenaltiesState)
 
 
 class MedusaModelRunner(MedusaReport, GPUModelRunner):
@@ -58,24 +49,27 @@ class MedusaModelRunner(MedusaReport, GPUModelRunner):
         with replaced(model_runner, "init_speculator", MedusaSpeculator):
             super().__init__(vllm_config, device)
         self.stats = MedusaStats()
-        self.eligibility = TreeEligibility(self.stats, served=ON_TREE_ROWS_OF_V2)
         self.step_trees = self.speculator.step_trees
-        # [max_num_reqs] bool by request state
-        self._without_tree = UvaBackedTensor(self.max_num_reqs, dtype=torch.bool)
+        self._requests = TreeRequests(self.max_num_reqs)
 
     def load_model(self, *args: Any, **kwargs: Any) -> None:
         """As `GPUModelRunner.load_model`; loads the heads and sets the verifier."""
         super().load_model(*args, **kwargs)
         self.speculator.load_model(self.model)
         assert self.sampler is not None
+        self._requests.bind(self.sampler)
+        row_sampler = RowSampler(
+            self.sampler,
+            self.step_trees,
+            self.speculator.proposer.tree,
+            self._requests.reads_path,
+            self.device,
+        )
         self.verifier = TreeVerifier(
-            self.sampler, self.step_trees, self._without_tree, self.device
+            self.sampler, self.step_trees, row_sampler, self.device
         )
         self.rejection_sampler = self.verifier
         self.speculator.verifier = self.verifier
-        self.eligibility.excluded = custom_processors_reason(
-            self.sampler.logits_processors, _BUILT_IN
-        )
 
     def initialize_kv_cache(
         self,
@@ -152,19 +146,12 @@ class MedusaModelRunner(MedusaReport, GPUModelRunner):
             self.speculator.release_graphs()
 
     def add_requests(self, scheduler_output: SchedulerOutput) -> None:
-        """As `GPUModelRunner.add_requests`; notes which requests can't have trees."""
+        """As `GPUModelRunner.add_requests`; notes what verification must know."""
         super().add_requests(scheduler_output)
         for request in scheduler_output.scheduled_new_reqs:
-            reason = self.eligibility.reason(request.req_id, request.sampling_params)
-            index = self.req_states.req_id_to_index[request.req_id]
-            self._without_tree.np[index] = reason is not None
-        if scheduler_output.scheduled_new_reqs:
-            self._without_tree.copy_to_uva()
-
-    def finish_requests(self, scheduler_output: SchedulerOutput) -> None:
-        """As `GPUModelRunner.finish_requests`."""
-        super().finish_requests(scheduler_output)
-        self.eligibility.forget(scheduler_output.finished_req_ids)
+            if request.sampling_params is not None:
+                index = self.req_states.req_id_to_index[request.req_id]
+                self._requests.add(index, request.sampling_params)
 
     def prepare_attn(
         self, input_batch: InputBatch
@@ -189,12 +176,9 @@ class MedusaModelRunner(MedusaReport, GPUModelRunner):
         num_trees = self.step_trees.num_trees
         if num_trees == 0:
             return
-        num_drafts = input_batch.num_draft_tokens_per_req
-        assert num_drafts is not None
-        has_tree = ~self._without_tree.np[input_batch.idx_mapping_np[:num_trees]]
-        self.stats.steps += bool(has_tree.any())
-        self.stats.trees += int(has_tree.sum())
-        self.stats.nodes += int(num_drafts[:num_trees][has_tree].sum())
+        self.stats.steps += 1
+        self.stats.trees += num_trees
+        self.stats.nodes += input_batch.num_draft_tokens
 
     def medusa_stats(self) -> dict[str, Any]:
         """As `MedusaReport.medusa_stats`; waits for the device."""

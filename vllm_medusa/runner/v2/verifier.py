@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from vllm.config.model import PROCESSED_LOGPROBS_MODES
 from vllm.v1.outputs import LogprobsTensors
@@ -13,18 +14,15 @@ from vllm.v1.worker.gpu.input_batch import get_num_sampled_and_rejected
 from vllm.v1.worker.gpu.metrics.logits import get_num_nans
 from vllm.v1.worker.gpu.sample.logprob import compute_topk_scores
 from vllm.v1.worker.gpu.sample.output import SamplerOutput
-from vllm.v1.worker.gpu.spec_decode.rejection_sampler import (
-    gather_draft_sampled,
-    get_max_chunk_logits,
-)
+from vllm.v1.worker.gpu.spec_decode.rejection_sampler import gather_draft_sampled
 
 from vllm_medusa import timing
 from vllm_medusa.kernels.move_rows import RowMover
 from vllm_medusa.kernels.walk import Walk, walk_trees
+from vllm_medusa.runner.v2.draw import RowSampler, StepRows
 from vllm_medusa.runner.v2.step_trees import StepTrees
 
 if TYPE_CHECKING:
-    from vllm.v1.worker.gpu.buffer_utils import UvaBackedTensor
     from vllm.v1.worker.gpu.input_batch import InputBatch
     from vllm.v1.worker.gpu.sample.sampler import Sampler
 
@@ -38,8 +36,6 @@ class TreeVerifier:
 
     Attributes:
         row_movers: one per attention group.
-        without_tree: [max_num_reqs] bool by request state, requests whose drafts
-            must not be accepted; the runner writes it.
         num_accepted: scalar int64 on the device, nodes accepted so far.
         num_moved: scalar int64 on the device, rows moved so far.
     """
@@ -51,12 +47,12 @@ class TreeVerifier:
         self,
         sampler: Sampler,
         step_trees: StepTrees,
-        without_tree: UvaBackedTensor,
+        row_sampler: RowSampler,
         device: torch.device,
     ) -> None:
         self.sampler = sampler
         self.step_trees = step_trees
-        self.without_tree = without_tree
+        self.row_sampler = row_sampler
         self.row_movers: Sequence[RowMover] = ()
         self.num_accepted = torch.zeros((), dtype=torch.int64, device=device)
         self.num_moved = torch.zeros((), dtype=torch.int64, device=device)
@@ -101,16 +97,15 @@ class TreeVerifier:
             self.sampler.req_states.prefill_len.gpu,
         )
         with timing.measure("draw"):
-            drawn, processed = self._draw(logits, input_batch, tokens, positions)
+            step = StepRows(logits, tokens, positions, input_batch)
+            drawn, processed = self._draw(step)
         with timing.measure("verify"):
-            barred = self.without_tree.gpu[input_batch.expanded_idx_mapping]
             if invalid_drafts is not None:
-                barred = barred | invalid_drafts
-            num_reqs = input_batch.num_reqs
+                tokens = tokens.masked_fill(invalid_drafts, -1)
             walk = walk_trees(
-                tokens.masked_fill(barred, -1),
+                tokens,
                 drawn,
-                self.step_trees.state.parents(num_reqs),
+                self.step_trees.state.parents(input_batch.num_reqs),
                 input_batch.cu_num_logits,
                 self.step_trees.state.max_depth,
             )
@@ -135,35 +130,18 @@ class TreeVerifier:
         )
 
     # ([num_rows] int64, [num_rows, vocab_size] or None unless logprobs need it)
-    def _draw(
-        self,
-        # [num_rows, vocab_size]
-        logits: torch.Tensor,
-        input_batch: InputBatch,
-        # [num_rows] int32
-        tokens: torch.Tensor,
-        # [num_rows] int64
-        positions: torch.Tensor,
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def _draw(self, step: StepRows) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Draw a token at every row as plain decoding would there."""
-        requests = input_batch.idx_mapping_np
-        needs_logprobs = self.sampler.get_logprobs_dims(requests) is not None
-        keep = needs_logprobs and self.sampler.logprobs_mode in PROCESSED_LOGPROBS_MODES
+        batch, sampler = step.input_batch, self.sampler
+        return_logprobs = sampler.get_logprobs_dims(batch.idx_mapping_np) is not None
+        keep = return_logprobs and sampler.logprobs_mode in PROCESSED_LOGPROBS_MODES
         drawn, processed = [], []
-        for reqs, rows in _chunks(input_batch, get_max_chunk_logits(logits.shape[1])):
-            tokens_drawn, of_chunk = self.sampler.sample(
-                logits[rows],
-                input_batch.expanded_idx_mapping[rows],
-                input_batch.idx_mapping[reqs],
-                requests[reqs],
-                positions[rows],
-                tokens[rows],
-                input_batch.expanded_local_pos[rows],
-                input_batch.seq_lens_cpu_upper_bound.numpy()[reqs],
-                return_logprobs=needs_logprobs,
+        for chunk in self.row_sampler.chunks(step, np.arange(batch.num_reqs)):
+            of_chunk = self.row_sampler.sample(
+                step, chunk, return_logprobs=return_logprobs, keep=keep
             )
-            drawn.append(tokens_drawn.view(-1))
-            processed.append(of_chunk if keep else None)
+            drawn.append(of_chunk[0])
+            processed.append(of_chunk[1])
         if len(drawn) == 1:
             return drawn[0], processed[0]
         kept = [part for part in processed if part is not None]
@@ -232,17 +210,3 @@ class TreeVerifier:
             logprobs=of_rows.logprobs[source],
             selected_token_ranks=of_rows.selected_token_ranks[source],
         )
-
-
-def _chunks(input_batch: InputBatch, max_rows: int) -> Iterator[tuple[slice, slice]]:
-    """Yield slices of requests and of their rows, at most `max_rows` rows each (or
-    one request), so that the sampler's float32 copy stays small; see
-    `vllm.v1.worker.gpu.spec_decode.rejection_sampler.MAX_CHUNK_BYTES`."""
-    ends = input_batch.cu_num_logits_np
-    start = 0
-    while start < input_batch.num_reqs:
-        limit = int(ends[start]) + max_rows
-        end = max(start + 1, int(ends.searchsorted(limit, side="right")) - 1)
-        end = min(end, input_batch.num_reqs)
-        yield slice(start, end), slice(int(ends[start]), int(ends[end]))
-        start = end
