@@ -20,7 +20,6 @@ from benchmarks.common import options
 from benchmarks.common.engines import start_engines
 from benchmarks.common.figures import Record, join_runs, make_record, summarise
 from benchmarks.common.plots import plot_speedups
-from benchmarks.common.questions import Question, load_questions
 from benchmarks.common.results import write_result
 from benchmarks.common.tables import print_categories, print_speedups, warn_if_busy
 from benchmarks.common.variants import (
@@ -33,6 +32,7 @@ from benchmarks.common.variants import __doc__ as variant_help
 from vllm_medusa.calibration.looping import length_without_loop
 from vllm_medusa.calibration.steps import Request, Run, run_from_dict
 from vllm_medusa.engines.process import EngineProcess
+from vllm_medusa.evaluation.questions import Question, load_questions
 
 DEFAULT_VARIANTS = (
     "vanilla+compiled,medusa,medusa:chain,medusa:optimal:4,medusa:optimal:8,"

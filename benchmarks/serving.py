@@ -18,12 +18,12 @@ from typing import Any
 
 from benchmarks.common import options
 from benchmarks.common.plots import plot_serving
-from benchmarks.common.questions import load_questions
 from benchmarks.common.results import write_result
 from benchmarks.common.server import Server
 from benchmarks.common.tables import print_table
 from benchmarks.common.variants import VANILLA, WITHOUT_PLUGINS
 from vllm_medusa.calibration.machine import Load
+from vllm_medusa.evaluation.questions import load_questions
 
 MEDUSA = "medusa"
 # What vLLM's client reports that is kept; "itl" is the time between chunks of the

@@ -18,13 +18,13 @@ from typing import Any
 
 from benchmarks.common import options
 from benchmarks.common.engines import start_engines
-from benchmarks.common.figures import Spread
 from benchmarks.common.plots import plot_throughput
-from benchmarks.common.questions import load_questions
 from benchmarks.common.results import write_result
 from benchmarks.common.tables import print_table, warn_if_busy
 from benchmarks.common.variants import VANILLA, Setting, make_variants
+from vllm_medusa.calibration.spread import Spread
 from vllm_medusa.engines.process import EngineProcess
+from vllm_medusa.evaluation.questions import load_questions
 
 
 def make_prompts(count: int) -> list[str]:

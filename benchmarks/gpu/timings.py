@@ -8,7 +8,7 @@ from dataclasses import asdict
 from statistics import median
 from typing import Any
 
-from benchmarks.common.figures import Spread
+from vllm_medusa.calibration.spread import Spread
 
 ADDED = ("propose", "verify", "move")
 """Parts of a step that plain vLLM does not have; drawing ("draw") it has as well."""

