@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 import torch
 
 from vllm_medusa.checkpoint import load_heads
-from vllm_medusa.engine_config import medusa_config
+from vllm_medusa.engine_config import medusa_config, scheduled_tree
 from vllm_medusa.heads import MedusaHeads
-from vllm_medusa.tree import TokenTree, parse_tree
+from vllm_medusa.heads.draft_sampling import DraftSampling
+from vllm_medusa.tree import BeamTree, TokenTree
 
 if TYPE_CHECKING:
     from torch import nn
@@ -25,11 +26,13 @@ class Proposal:
     `tokens` [num_reqs, num_nodes] int64, best first. `parents` [num_reqs,
     num_nodes + 1] int32 holds the parent row of each row (the root's own entry is 0)
     where trees differ by request; None stands for the first nodes of the proposer's
-    tree.
+    tree. `probs` [num_reqs, depth, draft_vocab] float32 holds the distributions that
+    candidates were drawn from, by depth - 1; None if they are the heads' best tokens.
     """
 
     tokens: torch.Tensor
     parents: torch.Tensor | None = None
+    probs: torch.Tensor | None = None
 
 
 class MedusaProposer:
@@ -41,22 +44,34 @@ class MedusaProposer:
     """
 
     heads: MedusaHeads
-    has_fixed_tree = True
-    """Whether every request gets the first nodes of `tree`; else `tree` bounds the
-    number of nodes and the depth of what is proposed."""
 
     def __init__(self, vllm_config: VllmConfig) -> None:
         self.vllm_config = vllm_config
         self.config = medusa_config(vllm_config)
-        assert self.config.tree is not None, "prepare_engine_args resolves the tree"
-        self.tree: TokenTree = parse_tree(
-            self.config.tree, num_heads=self.config.num_heads
-        )
+        self.tree: TokenTree = scheduled_tree(vllm_config)
+        self._beam = BeamTree.parse(self.config.tree)
+        tree, device = self.tree, vllm_config.device_config.device
         # Where in the heads' guesses each node's token stands; a cut tree's nodes are
-        # the first ones. [num_nodes] int64 each
-        device = vllm_config.device_config.device
-        self._head = torch.tensor(self.tree.depths[1:], device=device) - 1
-        self._rank = torch.tensor(self.tree.ranks[1:], device=device)
+        # the first ones. Of drawn candidates the first child takes the first, for
+        # only then is it certain what the next one is drawn from.
+        ranks = tree.ordinals if self.is_sampling else tree.ranks
+        # [num_nodes] int64 each
+        self._head = torch.tensor(tree.depths[1:], device=device) - 1
+        self._rank = torch.tensor(ranks[1:], device=device)
+        # [num_nodes + 1] int32
+        parents = torch.tensor((0, *tree.parents[1:]), dtype=torch.int32)
+        self._parents = parents.to(device)
+
+    @property
+    def has_fixed_tree(self) -> bool:
+        """Whether every request gets the first nodes of `tree`; else `tree` bounds the
+        number of nodes and the depth of what is proposed."""
+        return self._beam is None
+
+    @property
+    def is_sampling(self) -> bool:
+        """Whether candidates are drawn from the heads, see `DraftSampling`."""
+        return self.config.acceptance == "rejection"
 
     def load_model(self, target_model: nn.Module) -> None:
         """Read the heads and bind them to the base model.
@@ -82,12 +97,42 @@ class MedusaProposer:
         # [num_reqs, hidden_size], of the last accepted token, after the final norm
         hidden: torch.Tensor,
         num_nodes: int,
+        sampling: DraftSampling | None = None,
+        # [num_reqs] bool, requests that need `tree` itself
+        is_fixed: torch.Tensor | None = None,
     ) -> Proposal:
-        """Return the tokens of the tree's first `num_nodes` nodes, best first.
+        """Return candidate trees of `num_nodes` nodes, best first.
 
-        Only the heads that these nodes reach are computed.
+        Only the heads that these nodes reach are computed. `sampling` is needed if
+        `is_sampling`; `is_fixed` is used if the trees differ by request.
         """
+        if self._beam is not None:
+            return self._search(self._beam, hidden, num_nodes, is_fixed)
         tree = self.tree.truncate(num_nodes)
-        token_ids = self.heads.best_tokens(hidden, tree.max_depth, tree.max_rank + 1)
         head, rank = self._head[:num_nodes], self._rank[:num_nodes]
-        return Proposal(token_ids[:, head, rank])
+        if not self.is_sampling:
+            num_ranks = tree.max_rank + 1
+            token_ids = self.heads.best_tokens(hidden, tree.max_depth, num_ranks)
+            return Proposal(token_ids[:, head, rank])
+        assert sampling is not None
+        token_ids, probs = self.heads.sample(
+            hidden, tree.max_depth, max(tree.max_children), sampling
+        )
+        return Proposal(token_ids[:, head, rank], probs=probs)
+
+    def _search(
+        self,
+        beam: BeamTree,
+        # [num_reqs, hidden_size]
+        hidden: torch.Tensor,
+        num_nodes: int,
+        # [num_reqs] bool
+        is_fixed: torch.Tensor | None,
+    ) -> Proposal:
+        log_probs, token_ids = self.heads.top_k(hidden, beam.depth, beam.width)
+        tokens, parents = beam.build(log_probs, token_ids)
+        if is_fixed is not None:
+            fixed = token_ids[:, self._head, self._rank]
+            tokens = torch.where(is_fixed[:, None], fixed, tokens)
+            parents = torch.where(is_fixed[:, None], self._parents, parents)
+        return Proposal(tokens[:, :num_nodes], parents[:, : num_nodes + 1])

@@ -9,6 +9,7 @@ from torch import nn
 from vllm_medusa.checkpoint import HeadsCheckpoint
 from vllm_medusa.errors import CheckpointError, ConfigError
 from vllm_medusa.heads.blocks import FusedBlocks
+from vllm_medusa.heads.draft_sampling import DraftSampling, draw_drafts
 from vllm_medusa.heads.lm_head import find_lm_head, lm_head_shard
 from vllm_medusa.heads.parallel import TensorParallel
 from vllm_medusa.heads.projection import FusedProjection
@@ -139,6 +140,36 @@ class MedusaHeads(nn.Module):
             ConfigError: more heads or tokens are asked for than there are.
         """
         return self.projection.best_tokens(self._features(hidden, num_heads, k), k)
+
+    @property
+    def draft_token_ids(self) -> torch.Tensor | None:
+        """Base token id of each column of a draft distribution, int64 [draft_vocab];
+        None if column i is token i."""
+        return self.projection.draft_token_ids
+
+    @property
+    def draft_vocab(self) -> int:
+        """Columns of a draft distribution."""
+        return self.projection.draft_vocab
+
+    # hidden: [batch, hidden_size], last hidden state after the final norm
+    def sample(
+        self, hidden: torch.Tensor, num_heads: int, k: int, sampling: DraftSampling
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Draw k different tokens from each of the first `num_heads` heads.
+
+        Returns:
+            int64 token ids of the base vocabulary in the order of the draw, [batch,
+            num_heads, k], and the distributions they were drawn from, float32 [batch,
+            num_heads, draft_vocab].
+
+        Raises:
+            ConfigError: more heads or tokens are asked for than there are.
+        """
+        features = self._features(hidden, num_heads, k)
+        drawn, probs = draw_drafts(self.projection.draft_logits(features), k, sampling)
+        ids = self.draft_token_ids
+        return drawn if ids is None else ids[drawn], probs
 
     # [num_heads, batch, hidden_size]
     def _features(self, hidden: torch.Tensor, num_heads: int, k: int) -> torch.Tensor:

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from vllm_medusa.heads.linear import prepare_linear
@@ -27,11 +28,14 @@ class FusedProjection(nn.Module):
         down: [num_heads, rank, hidden_size] of a low-rank projection, replicated.
         token_ids: int64 [rows], base token id of each row; None if consecutive.
         num_bytes: memory besides what is the base model's own.
+        draft_token_ids: int64 [draft_vocab], base token id of each column of
+            `draft_logits`; None if column i is token i.
     """
 
     weight: torch.Tensor | None
     down: torch.Tensor | None
     token_ids: torch.Tensor | None
+    draft_token_ids: torch.Tensor | None
 
     def __init__(
         self,
@@ -51,6 +55,14 @@ class FusedProjection(nn.Module):
             # It may pack the matrix, so nothing else refers to that.
             self._product = prepare_linear(shard.weight, shard.bias)
         self.register_buffer("token_ids", shard.token_ids, persistent=False)
+        self._rows = rows = shard.weight.shape[-2]
+        self._padded_rows, draft_token_ids = rows, shard.token_ids
+        if parallel.size > 1:
+            # float32 holds every number exactly; some back ends gather nothing else.
+            count = torch.tensor([float(rows)], device=shard.weight.device)
+            self._padded_rows = int(parallel.stack(count).max())
+            draft_token_ids = self._all_token_ids(shard)
+        self.register_buffer("draft_token_ids", draft_token_ids, persistent=False)
         self.register_buffer("down", down, persistent=False)
 
     @classmethod
@@ -98,6 +110,31 @@ class FusedProjection(nn.Module):
         if self.down is not None:
             features = torch.bmm(features, self.down[:num_heads].transpose(1, 2))
         return torch.bmm(features, self.weight[:num_heads].transpose(1, 2))
+
+    @property
+    def draft_vocab(self) -> int:
+        """Columns of `draft_logits`."""
+        return self.parallel.size * self._padded_rows
+
+    # features: [num_heads, batch, hidden_size]
+    def draft_logits(self, features: torch.Tensor) -> torch.Tensor:
+        """Logits over the vocabulary of all ranks, float32 [batch, num_heads,
+        draft_vocab]; -inf where a rank's part of it is shorter than another's."""
+        logits = self.logits(features).float().transpose(0, 1)
+        if self.parallel.size == 1:
+            return logits
+        padding = (0, self._padded_rows - self._rows)
+        logits = F.pad(logits, padding, value=-torch.inf)
+        return self.parallel.gather(logits, self.draft_vocab)
+
+    # [draft_vocab] int64
+    def _all_token_ids(self, shard: VocabularyShard) -> torch.Tensor:
+        ids = shard.token_ids
+        if ids is None:
+            rows = torch.arange(self._rows, device=shard.weight.device)
+            ids = shard.start + rows
+        ids = F.pad(ids, (0, self._padded_rows - self._rows))
+        return self.parallel.stack(ids.float()).flatten().long()
 
     # features: [num_heads, batch, hidden_size]
     def top_k(

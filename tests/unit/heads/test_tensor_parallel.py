@@ -22,7 +22,8 @@ from tests.unit.heads.support import (
     make_checkpoint,
     make_spec,
 )
-from vllm_medusa.heads import HeadsSpec, ReferenceHeads
+from vllm_medusa.heads import HeadsSpec, MedusaHeads, ReferenceHeads
+from vllm_medusa.heads.draft_sampling import DraftSampling
 
 BATCH = 3
 CASES: list[tuple[HeadsSpec, int, int, bool]] = [
@@ -46,6 +47,22 @@ def hidden_states() -> torch.Tensor:
     return torch.randn(BATCH, HIDDEN, generator=torch.Generator().manual_seed(2))
 
 
+def greedy_and_drawn() -> DraftSampling:
+    return DraftSampling(
+        torch.tensor([0.0, 0.7, 1.3]), torch.arange(BATCH), torch.arange(BATCH) + 40
+    )
+
+
+# probs: [BATCH, num_heads, draft_vocab] -> [BATCH, num_heads, VOCAB]
+def spread(heads: MedusaHeads, probs: torch.Tensor) -> torch.Tensor:
+    """Distributions over the draft vocabulary as ones over the base's."""
+    assert probs.shape[-1] == heads.draft_vocab
+    ids = heads.draft_token_ids
+    if ids is None:
+        return probs
+    return torch.zeros(*probs.shape[:2], VOCAB).index_add_(-1, ids, probs)
+
+
 def run_rank(rank: int, size: int, folder: str) -> None:
     """Body of one process: every case on this rank, results to a file."""
     torch.set_num_threads(1)
@@ -61,8 +78,6 @@ def run_rank(rank: int, size: int, folder: str) -> None:
         initialize_model_parallel,
     )
 
-    from vllm_medusa.heads import MedusaHeads
-
     results = []
     with set_current_vllm_config(VllmConfig()), torch.inference_mode():
         init_distributed_environment(size, rank, f"file://{folder}/init", rank, "gloo")
@@ -72,7 +87,11 @@ def run_rank(rank: int, size: int, folder: str) -> None:
             heads = MedusaHeads.from_checkpoint(make_checkpoint(spec), base)
             hidden = hidden_states()
             best = heads.best_tokens(hidden, num_heads, k)
-            results.append((*heads.top_k(hidden, num_heads, k), best))
+            drawn = heads.sample(hidden, num_heads, k, greedy_and_drawn())
+            distributions = spread(heads, drawn[1])
+            results.append(
+                (*heads.top_k(hidden, num_heads, k), best, drawn[0], distributions)
+            )
     torch.save(results, f"{folder}/{rank}.pt")
     cleanup_dist_env_and_memory()
 
@@ -102,7 +121,33 @@ def expected(
 def test_two_ranks_equal_one(two_ranks, case):
     log_probs, token_ids = expected(*CASES[case])
     for rank in range(2):
-        values, ids, best = two_ranks[rank][case]
+        values, ids, best, _, _ = two_ranks[rank][case]
         torch.testing.assert_close(values, log_probs, atol=1e-5, rtol=1e-5)
         assert torch.equal(ids, token_ids)
         assert torch.equal(best, token_ids)
+
+
+@pytest.mark.parametrize("case", range(len(CASES)))
+def test_two_ranks_draw_alike(two_ranks, case):
+    """From the whole vocabulary, whose parts may differ in length by rank."""
+    spec, num_heads, _, bias = CASES[case]
+    checkpoint = make_checkpoint(spec)
+    reference = ReferenceHeads.from_tensors(spec, checkpoint.tensors)
+    token_map = checkpoint.tensors.get("token_map", torch.arange(VOCAB))
+    with torch.inference_mode():
+        logits = reference(hidden_states(), lm_head_weight())[:, :num_heads]
+        if bias:
+            logits = logits + lm_head_bias()[token_map]
+    temperature = greedy_and_drawn().temperature
+    scaled = logits / torch.where(temperature == 0, 1, temperature)[:, None, None]
+    probs = torch.zeros(BATCH, num_heads, VOCAB)
+    probs[..., token_map] = scaled.softmax(-1)
+    drawn = [results[case][3] for results in two_ranks]
+    distributions = [results[case][4] for results in two_ranks]
+    assert torch.equal(drawn[0], drawn[1])
+    assert torch.equal(distributions[0], distributions[1])
+    torch.testing.assert_close(distributions[0], probs, atol=1e-5, rtol=1e-4)
+    # Different tokens of the draft vocabulary, the best ones at temperature 0.
+    assert torch.equal(drawn[0][0], expected(*CASES[case])[1][0])
+    assert torch.isin(drawn[0], token_map).all()
+    assert (drawn[0].sort(-1).values.diff() > 0).all()
