@@ -33,17 +33,38 @@ SAMPLING: dict[str, dict[str, Any]] = {
     "temperature 1.0": {"temperature": 1.0, "seed": 200},
     "top-p": {"temperature": 1.0, "top_p": 0.9, "seed": 300},
     "top-k, min-p": {"temperature": 1.0, "top_k": 40, "min_p": 0.05, "seed": 400},
+    "penalties": {
+        "temperature": 0.8,
+        "presence_penalty": 0.6,
+        "repetition_penalty": 1.1,
+        "seed": 500,
+    },
 }
 """Ways to draw; all but the first with seeds, so that plain vLLM's text is known."""
+
+BEAM = "beam tree"
+REJECTION = "rejection"
+_TYPICAL = {"temperature": 0.7, "extra_args": {"medusa_acceptance": "typical"}}
+_ENGINES: dict[str, dict[str, Any]] = {
+    BEAM: {"tree": "beam:4x3"},
+    REJECTION: {"acceptance": "rejection"},
+}
+"""Options of engines besides those of one implementation of attention each."""
 
 _KV_BYTES = 1 << 30
 _MAX_MODEL_LEN = 1024
 
 
 def arguments(
-    model: Model, dtype: str, attention: str | None, graphs: bool, setup: Setup
+    model: Model,
+    dtype: str,
+    attention: str | None,
+    graphs: bool,
+    setup: Setup,
+    **medusa: Any,
 ) -> dict[str, Any]:
-    """Arguments of `LLM`: plain vLLM if `attention` is None, else the default tree."""
+    """Arguments of `LLM`: plain vLLM if `attention` is None, else Medusa with the
+    default tree unless `medusa` holds another."""
     options: dict[str, Any] = {
         **model.engine_arguments(),
         "dtype": dtype,
@@ -63,6 +84,7 @@ def arguments(
             "model": str(model.heads),
             "num_speculative_tokens_per_batch_size": None,
             **({} if attention == "auto" else {"attention": attention}),
+            **medusa,
         }
     return options
 
@@ -109,6 +131,8 @@ def check_texts(
         for graphs in graph_modes:
             name = f"{attention}, {'CUDA graphs' if graphs else 'eager'}"
             options[name] = arguments(model, dtype, attention, graphs, setup)
+    graphs = any(graph_modes)
+    options[BEAM] = arguments(model, dtype, "auto", graphs, setup, **_ENGINES[BEAM])
     found: dict[str, Any] = {}
     with ExitStack() as stack:
         engines, refused = start(stack, options, setup.environment)
@@ -145,6 +169,8 @@ def check_synchronisation(
     options = {PLAIN: arguments(model, "bfloat16", None, True, setup)}
     for attention in attentions:
         options[attention] = arguments(model, "bfloat16", attention, True, setup)
+    for name, medusa in _ENGINES.items():
+        options[name] = arguments(model, "bfloat16", "auto", True, setup, **medusa)
     environment = {**setup.environment, "VLLM_GPU_SYNC_CHECK": "error"}
     found: dict[str, Any] = {}
     with ExitStack() as stack:
@@ -153,7 +179,10 @@ def check_synchronisation(
         for name, engine in engines.items():
             found[name] = {**engine.call("sync_check"), "synchronises": None}
             try:
-                for sampling in SAMPLING.values():
+                ways = list(SAMPLING.values())
+                if name != PLAIN:
+                    ways.append(_TYPICAL)
+                for sampling in ways:
                     engine.call(
                         "answer",
                         prompts=PROMPTS,

@@ -14,7 +14,7 @@ import pytest
 
 from benchmarks.gpu import check, exactness
 from benchmarks.gpu.engines import Setup
-from benchmarks.gpu.exactness import PLAIN, PROMPTS, SAMPLING
+from benchmarks.gpu.exactness import BEAM, PLAIN, PROMPTS, REJECTION, SAMPLING
 from benchmarks.gpu.models import find_model
 from vllm_medusa.engines.process import EngineError
 
@@ -77,13 +77,15 @@ def test_all_proven(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found, started = check_all(tmp_path, monkeypatch, {})
     assert found == []
     options, _ = started[0]
-    assert len(options) == 1 + 2 * 2
+    assert len(options) == 1 + 2 * 2 + 1
+    assert options[BEAM]["speculative_config"]["tree"] == "beam:4x3"
     assert "speculative_config" not in options[PLAIN]
     triton = options["triton, eager"]
     assert triton["enforce_eager"] and triton["dtype"] == "float32"
     assert triton["speculative_config"]["attention"] == "triton"
     assert not options["triton, CUDA graphs"]["enforce_eager"]
-    _, environment = started[-1]
+    options, environment = started[-1]
+    assert options[REJECTION]["speculative_config"]["acceptance"] == "rejection"
     assert environment["VLLM_GPU_SYNC_CHECK"] == "error"
 
 
@@ -100,7 +102,7 @@ def test_a_refused_dtype_is_no_problem(
     names = ("cascade, eager", "cascade, CUDA graphs", "cascade")
     found, _ = check_all(tmp_path, monkeypatch, dict.fromkeys(names, "refuses"))
     assert found == []
-    every = ("triton, eager", "triton, CUDA graphs", *names)
+    every = ("triton, eager", "triton, CUDA graphs", BEAM, *names)
     found, _ = check_all(tmp_path, monkeypatch, dict.fromkeys(every, "refuses"))
     assert found == [
         "float32: no engine with Medusa ran",
