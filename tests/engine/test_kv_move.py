@@ -8,7 +8,7 @@ import random
 import pytest
 import torch
 
-from tests.engine.test_verify import random_tree, sibling_tokens, walk
+from tests.unit.verify.trees import random_tree, sibling_tokens, walk
 from vllm_medusa.attention.cpu_cache import CpuRowStore, split_cache
 from vllm_medusa.kv import move_rows, plan_moves
 from vllm_medusa.verify import Verification, verify_exact

@@ -12,7 +12,7 @@ import torch
 from vllm import _custom_ops as ops
 from vllm.v1.attention.backends.cpu_attn import _get_attn_isa
 
-from tests.engine.test_verify import random_tree
+from tests.unit.verify.trees import random_tree
 from vllm_medusa.attention.cpu_cache import check_layout
 from vllm_medusa.attention.cpu_kernel import CpuTreePlan, attend
 from vllm_medusa.attention.reference import tree_attention

@@ -4,11 +4,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 
 from vllm_medusa import noise
+from vllm_medusa.verify.inversion import draw
 from vllm_medusa.verify.verification import Verification, emit_path, nodes_in_use
 
 
@@ -52,11 +52,12 @@ def verify_rejection(
 
     That theorem wants each node's candidates to be fresh draws. Here there is one list
     of draws per head, and all nodes of a depth have its first tokens as children.
-    Nothing is lost, because a step visits at most one node of a depth, and
-    which one depends on the lists of the heads above and on coins, which tell nothing
-    about this head's list: at the node visited, the list is a fresh draw from q.
-    (Lists do depend on each other through hidden states, but p and q are given by
-    then.) For the same reason the shape of the tree, the rows of a cut tree, and which
+    Nothing is lost: a step looks at the children of at most one node of a depth, and
+    which one that is depends on the lists of the heads above and on coins. Given p and
+    q, those are independent of this head's list, which at the node visited thus still
+    is a fresh draw from q. (That candidates of siblings' children coincide makes the
+    subtrees dependent on each other, but only one of them is entered.) For the same
+    reason the shape of the tree, the number of rows that it is cut to, and which
     tokens are negative must not depend on what was drawn.
 
     The order of the rows is that of the draws: the i-th child of a node in row order
@@ -68,38 +69,44 @@ def verify_rejection(
     An attempt costs a few passes over the draft vocabulary, since outside of it q = 0
     and p is only rescaled; a depth costs one softmax over the vocabulary.
     """
-    candidates = _Candidates(tokens, parents, num_rows, draft_token_ids, logits)
+    device = tokens.device
+    slots = _draft_slots(tokens, draft_token_ids, logits.shape[1])
+    is_node = nodes_in_use(tokens, num_rows)
+    coins = noise.uniform(
+        noise.Stream.COIN,
+        seeds[:, None, None],
+        positions[:, None, None],
+        torch.arange(len(max_children), device=device)[:, None],
+        torch.arange(max(max_children, default=0), device=device),
+    )
     row = torch.zeros_like(num_rows)
-    # What refusals at the node where a request stopped took from p, as a multiple of q.
-    removed = torch.zeros_like(draft_probs[:, 0, 0])
     is_walking = torch.ones_like(num_rows, dtype=torch.bool)
+    # What refusals took from p at the row where the walk ends, as a multiple of q.
+    removed = logits.new_zeros(len(row))
     walked = [row]
     for depth, most in enumerate(max_children):
         if most == 0:
             break
-        target = _Target.at(logits, rows.gather(1, row[:, None])[:, 0], draft_token_ids)
-        coins = noise.uniform(
-            noise.Stream.COIN,
-            seeds[:, None],
-            positions[:, None],
-            depth,
-            torch.arange(most, device=tokens.device),
-        )
+        probs = _target_at(row, logits, rows)
+        children = _children(row, parents, is_node, most)
         child, refused = _try_children(
-            *candidates.of(row, most), target, draft_probs[:, depth], coins
+            children,
+            torch.where(children > 0, slots.gather(1, children), -1),
+            _of_drafts(probs, draft_token_ids),
+            draft_probs[:, depth],
+            coins[:, depth],
         )
-        removed = torch.where(is_walking, refused, removed)
+        removed = torch.where(is_walking & (child == 0), refused, removed)
         is_walking = is_walking & (child > 0)
-        # At a node where all candidates were refused nothing is left to try.
-        removed = torch.where(is_walking, 0, removed)
         row = torch.where(is_walking, child, row)
         walked.append(row)
     walked += [row] * (max_depth + 1 - len(walked))
     num_accepted = depths.gather(1, row[:, None])[:, 0]
-    last_draft = num_accepted.clamp(max=draft_probs.shape[1] - 1)
+    # At the deepest rows nothing was tried, and any q will do.
+    head = num_accepted.clamp(max=draft_probs.shape[1] - 1)
     bonus = _draw_rest(
-        _Target.at(logits, rows.gather(1, row[:, None])[:, 0], draft_token_ids),
-        draft_probs[torch.arange(len(row), device=row.device), last_draft],
+        _target_at(row, logits, rows),
+        draft_probs[torch.arange(len(row), device=device), head],
         removed,
         draft_token_ids,
         noise.uniform(noise.Stream.RESIDUAL, seeds, positions, dtype=torch.float64),
@@ -107,73 +114,65 @@ def verify_rejection(
     return emit_path(tokens, bonus, torch.stack(walked, dim=1), num_accepted)
 
 
-class _Candidates:
-    """The children of tree rows, and where their tokens stand in the draft vocabulary."""
-
-    def __init__(
-        self,
-        # all as of `verify_rejection`
-        tokens: torch.Tensor,
-        parents: torch.Tensor,
-        num_rows: torch.Tensor,
-        draft_token_ids: torch.Tensor | None,
-        logits: torch.Tensor,
-    ) -> None:
-        self._parents = parents
-        self._is_node = nodes_in_use(tokens, num_rows)
-        # [num_reqs, num_rows], -1: none
-        self._slots = tokens
-        if draft_token_ids is not None:
-            slot_of = draft_token_ids.new_full((logits.shape[1],), -1)
-            ids = torch.arange(len(draft_token_ids), device=tokens.device)
-            slot_of.index_copy_(0, draft_token_ids, ids)
-            self._slots = torch.where(tokens < 0, -1, slot_of[tokens.clamp(min=0)])
-
-    # ([num_reqs, most] int64, [num_reqs, most] int64)
-    def of(
-        self,
-        # [num_reqs] int64
-        row: torch.Tensor,
-        most: int,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the first `most` children of each row (0: none) and their slots
-        in the draft vocabulary (-1: none)."""
-        width = self._parents.shape[1]
-        row_ids = torch.arange(width, device=row.device)
-        is_child = (self._parents == row[:, None]) & self._is_node
-        children = torch.where(is_child, row_ids, width).sort(dim=1).values[:, :most]
-        children = torch.where(children < width, children, 0)
-        slots = torch.where(children > 0, self._slots.gather(1, children), -1)
-        return children, slots
+# [num_reqs, num_rows] int64
+def _draft_slots(
+    # [num_reqs, num_rows] int64
+    tokens: torch.Tensor,
+    # [draft_vocab_size] int64 or None
+    draft_token_ids: torch.Tensor | None,
+    vocab_size: int,
+) -> torch.Tensor:
+    """Return where tokens stand in the draft vocabulary, -1: nowhere."""
+    if draft_token_ids is None:
+        return tokens
+    slot_of = draft_token_ids.new_full((vocab_size,), -1)
+    slots = torch.arange(len(draft_token_ids), device=tokens.device)
+    slot_of.index_copy_(0, draft_token_ids, slots)
+    return torch.where(tokens < 0, -1, slot_of[tokens.clamp(min=0)])
 
 
-@dataclass(frozen=True, slots=True)
-class _Target:
-    """The target's distribution at one row of each request, by vocabulary."""
+# [num_reqs, most] int64
+def _children(
+    # [num_reqs] int64
+    row: torch.Tensor,
+    # [num_reqs, num_rows] int64
+    parents: torch.Tensor,
+    # [num_reqs, num_rows] bool
+    is_node: torch.Tensor,
+    most: int,
+) -> torch.Tensor:
+    """Return the first `most` children of each row, in row order; 0: no more."""
+    width = parents.shape[1]
+    row_ids = torch.arange(width, device=row.device)
+    is_child = (parents == row[:, None]) & is_node
+    children = torch.where(is_child, row_ids, width).sort(dim=1).values[:, :most]
+    return torch.where(children < width, children, 0)
 
-    drafted: torch.Tensor
-    """[num_reqs, draft_vocab_size] float32, p of the draft vocabulary."""
-    others: torch.Tensor | None
-    """[num_reqs, vocab_size] float32, p with zeros at the draft vocabulary; None if
-    that is the whole vocabulary."""
-    mass: torch.Tensor
-    """[num_reqs, 1] float32, sum of `others`."""
 
-    @classmethod
-    def at(
-        cls,
-        # [num_logits, vocab_size] float32
-        logits: torch.Tensor,
-        # [num_reqs] int64
-        rows: torch.Tensor,
-        draft_token_ids: torch.Tensor | None,
-    ) -> _Target:
-        probs = logits.index_select(0, rows).softmax(dim=1)
-        if draft_token_ids is None:
-            return cls(probs, None, probs.new_zeros(len(probs), 1))
-        drafted = probs.index_select(1, draft_token_ids)
-        others = probs.index_fill_(1, draft_token_ids, 0)
-        return cls(drafted, others, others.sum(dim=1, keepdim=True))
+# [num_reqs, vocab_size] float32
+def _target_at(
+    # [num_reqs] int64, tree rows
+    row: torch.Tensor,
+    # [num_logits, vocab_size] float32
+    logits: torch.Tensor,
+    # [num_reqs, num_rows] int64
+    rows: torch.Tensor,
+) -> torch.Tensor:
+    """Return the target's distribution at one row of each request."""
+    return logits.index_select(0, rows.gather(1, row[:, None])[:, 0]).softmax(dim=1)
+
+
+# [num_reqs, draft_vocab_size] float32
+def _of_drafts(
+    # [num_reqs, vocab_size] float32
+    probs: torch.Tensor,
+    # [draft_vocab_size] int64 or None
+    draft_token_ids: torch.Tensor | None,
+) -> torch.Tensor:
+    """Return the columns of the draft vocabulary."""
+    if draft_token_ids is None:
+        return probs
+    return probs.index_select(1, draft_token_ids)
 
 
 # ([num_reqs] int64, [num_reqs] float32)
@@ -182,16 +181,17 @@ def _try_children(
     children: torch.Tensor,
     # [num_reqs, most] int64, their slots in the draft vocabulary, -1: none
     slots: torch.Tensor,
-    target: _Target,
-    # [num_reqs, draft_vocab_size] float32
+    # [num_reqs, draft_vocab_size] float32, p of the draft vocabulary
+    target: torch.Tensor,
+    # [num_reqs, draft_vocab_size] float32, q
     draft: torch.Tensor,
-    # [num_reqs, most] float32
+    # [num_reqs, at least most] float32
     coins: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the accepted child (0: none) and what the refusals took from p.
 
     After refusals of x_1, …, x_k the rest of p is, up to a factor, max(p - c_k q, 0)
-    with the whole, original q: what was taken adds up, and at a refused token p is
+    with the whole, original q: what was taken adds up, and at a refused token p was
     below c·q, so that it stays 0 though later q lack the token. Only c needs
     to be kept: c_k = c_{k-1} + s/m, with s = Σ max(p - c_{k-1} q, 0) the mass that was
     left of p and m that of q without x_1, …, x_{k-1}.
@@ -199,60 +199,57 @@ def _try_children(
     is_drawn = slots >= 0
     slots = slots.clamp(min=0)
     # [num_reqs, most] each
-    p, q = target.drafted.gather(1, slots), draft.gather(1, slots)
+    p, q = target.gather(1, slots), draft.gather(1, slots)
     is_drawn = is_drawn & (q > 0)
     q = torch.where(is_drawn, q, 0)
-    is_drawn = is_drawn.cumprod(dim=1) > 0
-    # Masses by sums of what is left: 1 - q(x_1) would lose all digits of a sharp q.
-    blank = torch.where(q > 0, 0, torch.inf)
-    undrawn = draft.scatter_reduce(1, slots, blank, "amin").sum(dim=1, keepdim=True)
-    draft_mass = undrawn + q.flip(1).cumsum(dim=1).flip(1)
+    # Masses by sums of what is left: 1 - q(x_1) would lose the digits of a sharp q.
+    blank = torch.full_like(q, torch.inf).masked_fill_(is_drawn, 0)
+    never_drawn = draft.scatter_reduce(1, slots, blank, "amin").sum(1, keepdim=True)
+    draft_mass = never_drawn + q.flip(1).cumsum(1).flip(1)
+    is_drawn = is_drawn.cumprod(1) > 0
 
     # [num_reqs, 1] each
+    mass = torch.ones_like(never_drawn)
+    outside = (1 - target.sum(1, keepdim=True)).clamp_(min=0)
     accepted = torch.zeros_like(children[:, :1])
-    removed = torch.zeros_like(p[:, :1])
-    mass = target.drafted.sum(dim=1, keepdim=True) + target.mass
+    removed = torch.zeros_like(mass)
     for i in range(children.shape[1]):
-        one = slice(i, i + 1)
         if i > 0:
-            rest = torch.addcmul(target.drafted, removed, draft, value=-1)
-            mass = rest.clamp_(min=0).sum(dim=1, keepdim=True) + target.mass
-        scale = mass / draft_mass[:, one]
-        # coin < (p - c·q) / s : q / m
+            rest = torch.addcmul(target, removed, draft, value=-1).relu_()
+            mass = rest.sum(1, keepdim=True) + outside
+        one = slice(i, i + 1)
+        taken = mass / draft_mass[:, one]
+        # coin < (p - c q)/s : q/m
         is_accepted = (
-            coins[:, one] * scale * q[:, one] < p[:, one] - removed * q[:, one]
+            coins[:, one] * taken * q[:, one] < p[:, one] - removed * q[:, one]
         )
         is_tried = is_drawn[:, one] & (accepted == 0)
         accepted = torch.where(is_tried & is_accepted, children[:, one], accepted)
-        removed = torch.where(is_tried & ~is_accepted, removed + scale, removed)
+        removed = torch.where(is_tried & ~is_accepted, removed + taken, removed)
     return accepted[:, 0], removed[:, 0]
 
 
 # [num_reqs] int64
 def _draw_rest(
-    target: _Target,
-    # [num_reqs, draft_vocab_size] float32
+    # [num_reqs, vocab_size] float32, p; overwritten
+    target: torch.Tensor,
+    # [num_reqs, draft_vocab_size] float32, q
     draft: torch.Tensor,
     # [num_reqs] float32
     removed: torch.Tensor,
+    # [draft_vocab_size] int64 or None
     draft_token_ids: torch.Tensor | None,
     # [num_reqs] float64 in (0, 1)
     numbers: torch.Tensor,
 ) -> torch.Tensor:
-    """Draw from max(p - removed·q, 0), by inversion."""
-    rest = torch.addcmul(target.drafted, removed[:, None], draft, value=-1)
-    rest = rest.clamp_(min=0)
-    # Where p and q are equal up to rounding nothing may be left, after a refusal of
-    # a probability as small: then p itself is as good.
-    has_rest = rest.sum(dim=1, keepdim=True) + target.mass > 0
-    weights = torch.where(has_rest, rest, target.drafted)
-    if target.others is not None:
-        assert draft_token_ids is not None
-        weights = target.others.index_copy(1, draft_token_ids, weights)
-    # In float32 the sums of a large vocabulary would round small weights away.
-    sums = weights.cumsum(dim=1, dtype=torch.float64)
-    limit = sums[:, -1:] * numbers.clamp(max=1 - 2.0**-40)[:, None]
-    # The first token whose sum is above the limit; in a parallel sum, rounding may
-    # lift it at a token of weight 0.
-    is_above = (sums > limit) & (weights > 0)
-    return is_above.to(torch.uint8).argmax(dim=1)
+    """Draw from max(p - removed·q, 0), not normalised."""
+    ids = draft_token_ids
+    p = _of_drafts(target, ids)
+    rest = torch.addcmul(p, removed[:, None], draft, value=-1).relu_()
+    weights = rest if ids is None else target.index_copy_(1, ids, rest)
+    drawn = draw(weights, numbers)
+    # If nothing is left, p = q up to rounding, and the refusal was as improbable; all
+    # of p is in the draft vocabulary then.
+    best = p.argmax(dim=1)
+    best = best if ids is None else ids[best]
+    return torch.where(weights.gather(1, drawn[:, None])[:, 0] > 0, drawn, best)
