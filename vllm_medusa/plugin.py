@@ -19,8 +19,14 @@ def register() -> None:
     if _registered:
         return
     _registered = True
-    from vllm_medusa import arguments, request_validation, vllm_config
+    from vllm_medusa import (
+        arguments,
+        request_validation,
+        structured_output,
+        vllm_config,
+    )
 
     arguments.install()
     request_validation.install()
+    structured_output.install()
     vllm_config.install()
