@@ -14,7 +14,7 @@ from vllm.utils.torch_utils import async_tensor_h2d
 from vllm.v1.worker.gpu.spec_decode.rejection_sampler import get_max_chunk_logits
 
 from vllm_medusa.runner.v2.path_windows import PathWindows, RowLayout, path_rows
-from vllm_medusa.runner.v2.step_trees import StepTrees
+from vllm_medusa.runner.v2.tree_state import TreeState
 
 if TYPE_CHECKING:
     from vllm.v1.worker.gpu.input_batch import InputBatch
@@ -30,11 +30,13 @@ class StepRows:
     """All rows of logits of a step, in the order of its requests and their trees.
 
     `logits` [num_rows, vocab_size], `tokens` [num_rows] int32 (the input tokens, -1 for
-    a placeholder), `positions` [num_rows] int64.
+    a placeholder), `candidates` [num_rows] int32 (the same, -1 also for what may not be
+    accepted), `positions` [num_rows] int64.
     """
 
     logits: torch.Tensor
     tokens: torch.Tensor
+    candidates: torch.Tensor
     positions: torch.Tensor
     input_batch: InputBatch
 
@@ -64,7 +66,7 @@ class RowSampler:
     def __init__(
         self,
         sampler: Sampler,
-        step_trees: StepTrees,
+        trees: TreeState,
         tree: TokenTree,
         # [max_num_reqs] bool by request state
         reads_path: npt.NDArray[np.bool_],
@@ -73,7 +75,7 @@ class RowSampler:
         """`tree` is every request's tree, or bounds them; `reads_path` says whose
         parameters depend on the path, and its owner writes it."""
         self.sampler = sampler
-        self._trees = step_trees.state
+        self._trees = trees
         self._reads_path = reads_path
         self._device = device
         self._windows = PathWindows(tree, device, is_fixed=self._trees.is_fixed)
@@ -140,6 +142,15 @@ class RowSampler:
             return drawn, processed if keep else None
         pick = chunk.layout.pick
         return drawn[pick], processed[pick] if keep else None
+
+    # [sum of num_rows, vocab_size]
+    def process(self, step: StepRows, chunk: Chunk) -> torch.Tensor:
+        """Return the logits that plain decoding would draw from at a chunk's rows (all
+        of `Sampler.apply_sampling_params`)."""
+        processed: torch.Tensor = self.sampler.apply_sampling_params(
+            *self._arguments(step, chunk)
+        )
+        return processed if chunk.layout is None else processed[chunk.layout.pick]
 
     def _arguments(self, step: StepRows, chunk: Chunk) -> tuple[Any, ...]:
         """Return what `Sampler.sample` and `apply_sampling_params` take."""

@@ -19,7 +19,7 @@ from vllm_medusa.runner.report import MedusaReport
 from vllm_medusa.runner.requests import MedusaStats
 from vllm_medusa.runner.v2.draw import RowSampler
 from vllm_medusa.runner.v2.model_graphs import TreeGraphManager
-from vllm_medusa.runner.v2.request_states import TreeRequests
+from vllm_medusa.runner.v2.schemes import SchemeVerifier
 from vllm_medusa.runner.v2.speculator import MedusaSpeculator
 from vllm_medusa.runner.v2.verifier import TreeVerifier
 
@@ -50,23 +50,34 @@ class MedusaModelRunner(MedusaReport, GPUModelRunner):
             super().__init__(vllm_config, device)
         self.stats = MedusaStats()
         self.step_trees = self.speculator.step_trees
-        self._requests = TreeRequests(self.max_num_reqs)
 
     def load_model(self, *args: Any, **kwargs: Any) -> None:
         """As `GPUModelRunner.load_model`; loads the heads and sets the verifier."""
         super().load_model(*args, **kwargs)
         self.speculator.load_model(self.model)
         assert self.sampler is not None
-        self._requests.bind(self.sampler)
-        row_sampler = RowSampler(
+        proposer, requests = self.speculator.proposer, self.speculator.requests
+        requests.bind(self.sampler)
+        self.verifier = TreeVerifier(
             self.sampler,
             self.step_trees,
-            self.speculator.proposer.tree,
-            self._requests.reads_path,
+            RowSampler(
+                self.sampler,
+                self.step_trees.state,
+                proposer.tree,
+                requests.reads_path,
+                self.device,
+            ),
+            SchemeVerifier(
+                self.sampler,
+                self.step_trees.state,
+                proposer.tree,
+                requests,
+                self.speculator.draft_probs,
+                proposer.heads.draft_token_ids,
+            ),
+            requests,
             self.device,
-        )
-        self.verifier = TreeVerifier(
-            self.sampler, self.step_trees, row_sampler, self.device
         )
         self.rejection_sampler = self.verifier
         self.speculator.verifier = self.verifier
@@ -151,7 +162,9 @@ class MedusaModelRunner(MedusaReport, GPUModelRunner):
         for request in scheduler_output.scheduled_new_reqs:
             if request.sampling_params is not None:
                 index = self.req_states.req_id_to_index[request.req_id]
-                self._requests.add(index, request.sampling_params)
+                self.speculator.requests.add(index, request.sampling_params)
+        if scheduler_output.scheduled_new_reqs:
+            self.speculator.requests.flush()
 
     def prepare_attn(
         self, input_batch: InputBatch

@@ -4,27 +4,43 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from vllm.config.model import PROCESSED_LOGPROBS_MODES
-from vllm.v1.outputs import LogprobsTensors
 from vllm.v1.worker.gpu.input_batch import get_num_sampled_and_rejected
 from vllm.v1.worker.gpu.metrics.logits import get_num_nans
-from vllm.v1.worker.gpu.sample.logprob import compute_topk_scores
 from vllm.v1.worker.gpu.sample.output import SamplerOutput
 from vllm.v1.worker.gpu.spec_decode.rejection_sampler import gather_draft_sampled
 
 from vllm_medusa import timing
 from vllm_medusa.kernels.move_rows import RowMover
 from vllm_medusa.kernels.walk import Walk, walk_trees
-from vllm_medusa.runner.v2.draw import RowSampler, StepRows
+from vllm_medusa.runner.v2.draw import Chunk, RowSampler, StepRows
+from vllm_medusa.runner.v2.path_logprobs import emitted_at_rows, path_logprobs
+from vllm_medusa.runner.v2.request_states import TreeRequests
+from vllm_medusa.runner.v2.schemes import SchemeVerifier
 from vllm_medusa.runner.v2.step_trees import StepTrees
+from vllm_medusa.verify import Verification
 
 if TYPE_CHECKING:
     from vllm.v1.worker.gpu.input_batch import InputBatch
     from vllm.v1.worker.gpu.sample.sampler import Sampler
+
+
+@dataclass(frozen=True, slots=True)
+class _Judged:
+    """What was found out about a step's rows.
+
+    `drawn` [num_rows] int64, one draw at each row of an exact request. `processed`
+    [num_rows, vocab_size], what the rows' tokens are drawn from, if logprobs need it.
+    `verified`: places in the batch of the other requests, and what became of them.
+    """
+
+    drawn: torch.Tensor
+    processed: torch.Tensor | None
+    verified: list[tuple[torch.Tensor, Verification]]
 
 
 class TreeVerifier:
@@ -48,11 +64,15 @@ class TreeVerifier:
         sampler: Sampler,
         step_trees: StepTrees,
         row_sampler: RowSampler,
+        schemes: SchemeVerifier,
+        requests: TreeRequests,
         device: torch.device,
     ) -> None:
         self.sampler = sampler
         self.step_trees = step_trees
         self.row_sampler = row_sampler
+        self.schemes = schemes
+        self.requests = requests
         self.row_movers: Sequence[RowMover] = ()
         self.num_accepted = torch.zeros((), dtype=torch.int64, device=device)
         self.num_moved = torch.zeros((), dtype=torch.int64, device=device)
@@ -96,24 +116,22 @@ class TreeVerifier:
             self.step_trees.row_depths,
             self.sampler.req_states.prefill_len.gpu,
         )
-        with timing.measure("draw"):
-            step = StepRows(logits, tokens, positions, input_batch)
-            drawn, processed = self._draw(step)
+        candidates = tokens
+        if invalid_drafts is not None:
+            candidates = tokens.masked_fill(invalid_drafts, -1)
+        step = StepRows(logits, tokens, candidates, positions, input_batch)
+        judged = self._judge(step)
+        first_rows = input_batch.cu_num_logits[:-1]
         with timing.measure("verify"):
-            if invalid_drafts is not None:
-                tokens = tokens.masked_fill(invalid_drafts, -1)
-            walk = walk_trees(
-                tokens,
-                drawn,
-                self.step_trees.state.parents(input_batch.num_reqs),
-                input_batch.cu_num_logits,
-                self.step_trees.state.max_depth,
-            )
-            first_rows = input_batch.cu_num_logits[:-1]
+            walk = self._walk(step, judged)
             self._last_rows = input_batch.logits_indices[first_rows + walk.rows[:, -1]]
         with timing.measure("move"):
             self._commit(walk, input_batch)
-        logprobs = self._logprobs(walk, drawn, logits, processed, input_batch)
+        emitted = judged.drawn
+        if judged.verified:
+            emitted = emitted_at_rows(walk, emitted, first_rows)
+        scores = logits if judged.processed is None else judged.processed
+        logprobs = path_logprobs(self.sampler, walk, emitted, scores, input_batch)
         num_sampled, num_rejected = get_num_sampled_and_rejected(
             walk.num_sampled,
             input_batch.seq_lens,
@@ -129,23 +147,58 @@ class TreeVerifier:
             num_rejected=num_rejected,
         )
 
-    # ([num_rows] int64, [num_rows, vocab_size] or None unless logprobs need it)
-    def _draw(self, step: StepRows) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Draw a token at every row as plain decoding would there."""
+    def _judge(self, step: StepRows) -> _Judged:
+        """Draw at the rows of exact requests, verify the others."""
         batch, sampler = step.input_batch, self.sampler
         return_logprobs = sampler.get_logprobs_dims(batch.idx_mapping_np) is not None
         keep = return_logprobs and sampler.logprobs_mode in PROCESSED_LOGPROBS_MODES
-        drawn, processed = [], []
-        for chunk in self.row_sampler.chunks(step, np.arange(batch.num_reqs)):
-            of_chunk = self.row_sampler.sample(
-                step, chunk, return_logprobs=return_logprobs, keep=keep
-            )
-            drawn.append(of_chunk[0])
-            processed.append(of_chunk[1])
-        if len(drawn) == 1:
-            return drawn[0], processed[0]
-        kept = [part for part in processed if part is not None]
-        return torch.cat(drawn), torch.cat(kept) if kept else None
+        parts = [
+            (scheme, chunk)
+            for scheme, requests in self.requests.by_scheme(batch)
+            for chunk in self.row_sampler.chunks(step, requests)
+        ]
+
+        def sample(chunk: Chunk) -> tuple[torch.Tensor, torch.Tensor | None]:
+            with timing.measure("draw"):
+                return self.row_sampler.sample(
+                    step, chunk, return_logprobs=return_logprobs, keep=keep
+                )
+
+        if len(parts) == 1 and parts[0][0] == "exact":
+            return _Judged(*sample(parts[0][1]), [])
+        drawn = torch.zeros_like(step.positions)
+        processed = None
+        if keep:
+            processed = torch.empty_like(step.logits, dtype=torch.float32)
+        verified = []
+        for scheme, chunk in parts:
+            if scheme == "exact":
+                drawn[chunk.rows], of_chunk = sample(chunk)
+            else:
+                with timing.measure("draw"):
+                    of_chunk = self.row_sampler.process(step, chunk)
+                with timing.measure("verify"):
+                    verified.append(self.schemes.verify(scheme, step, chunk, of_chunk))
+            if processed is not None and of_chunk is not None:
+                processed[chunk.rows] = of_chunk
+        return _Judged(drawn, processed, verified)
+
+    def _walk(self, step: StepRows, judged: _Judged) -> Walk:
+        """Put together what the step emits."""
+        trees, batch = self.step_trees.state, step.input_batch
+        walk = walk_trees(
+            step.candidates,
+            judged.drawn,
+            trees.parents(batch.num_reqs),
+            batch.cu_num_logits,
+            trees.max_depth,
+        )
+        for requests, verification in judged.verified:
+            walk.tokens.index_copy_(0, requests, verification.tokens)
+            walk.rows.index_copy_(0, requests, verification.rows.int())
+            num_sampled = verification.num_accepted.int() + 1
+            walk.num_sampled.index_copy_(0, requests, num_sampled)
+        return walk
 
     def _commit(self, walk: Walk, input_batch: InputBatch) -> None:
         """Move the accepted rows' keys and values behind the prefix."""
@@ -166,47 +219,3 @@ class TreeVerifier:
             self._path_depths < num_sampled[:, None]
         )
         self.num_moved.add_(displaced.sum())
-
-    def _logprobs(
-        self,
-        walk: Walk,
-        # [num_rows] int64
-        drawn: torch.Tensor,
-        # [num_rows, vocab_size]
-        logits: torch.Tensor,
-        # [num_rows, vocab_size] or None
-        processed: torch.Tensor | None,
-        input_batch: InputBatch,
-    ) -> LogprobsTensors | None:
-        """Return logprobs of the walked rows, in the rows where vLLM looks for them:
-        those of a request's i-th token in its i-th row."""
-        dims = self.sampler.get_logprobs_dims(input_batch.idx_mapping_np)
-        if dims is None:
-            return None
-        scores = logits if processed is None else processed
-        num_logprobs, max_per_req_token_ids = dims
-        is_expanded = scores.shape[0] != input_batch.num_reqs
-        # Of every row's own draw, so that only results change places: the logits of
-        # all rows may fill what memory is left.
-        of_rows = compute_topk_scores(
-            scores,
-            num_logprobs,
-            drawn,
-            input_batch.cu_num_logits_np.tolist() if is_expanded else None,
-            logprob_token_ids_state=self.sampler.logprob_token_ids_state,
-            expanded_idx_mapping=input_batch.expanded_idx_mapping,
-            max_per_req_token_ids=max_per_req_token_ids,
-            logits_mode=self.sampler.logprobs_mode
-            in ("raw_logits", "processed_logits"),
-        )
-        first_rows = input_batch.cu_num_logits[:-1]
-        row_ids = torch.arange(scores.shape[0], device=scores.device)
-        requests = torch.searchsorted(first_rows, row_ids, right=True) - 1
-        # Beyond the path any row will do: it is never read.
-        step = input_batch.expanded_local_pos.long().clamp_max(walk.rows.shape[1] - 1)
-        source = first_rows[requests] + walk.rows[requests, step]
-        return of_rows._replace(
-            logprob_token_ids=of_rows.logprob_token_ids[source],
-            logprobs=of_rows.logprobs[source],
-            selected_token_ranks=of_rows.selected_token_ranks[source],
-        )
