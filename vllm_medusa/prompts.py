@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +28,28 @@ def read_prompts(path: Path) -> tuple[str, ...]:
 
 def user_turn_ids(tokenizer: Any, prompt: str) -> list[int]:
     """Return the ids of `prompt` as a user's turn, or as it is without a template."""
+    return conversation_ids(tokenizer, [{"role": "user", "content": prompt}])
+
+
+def conversation_ids(
+    tokenizer: Any, messages: Sequence[Mapping[str, str]]
+) -> list[int]:
+    """Return the ids of `messages` up to where the answer begins.
+
+    Without a template a single message is taken as it is.
+
+    Raises:
+        ConfigError: the model has no chat template and there are several messages.
+    """
     if getattr(tokenizer, "chat_template", None) is None:
-        return list(tokenizer.encode(prompt))
-    turn = [{"role": "user", "content": prompt}]
+        if len(messages) > 1:
+            raise ConfigError(
+                f"the model has no chat template for a conversation of {len(messages)} "
+                "messages: give single prompts, or another model"
+            )
+        return list(tokenizer.encode(messages[0]["content"]))
     return list(
         tokenizer.apply_chat_template(
-            turn, add_generation_prompt=True, return_dict=False
+            list(messages), add_generation_prompt=True, return_dict=False
         )
     )

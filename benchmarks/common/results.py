@@ -3,17 +3,12 @@
 
 from __future__ import annotations
 
-import json
-import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vllm_medusa.calibration.machine import describe_machine
-from vllm_medusa.files import atomic_path
-
-SCHEMA_VERSION = 1
+from vllm_medusa.calibration.result_file import without_folders, write_result_file
 
 
 def results_folder(device: str = "cpu") -> Path:
@@ -24,8 +19,7 @@ def results_folder(device: str = "cpu") -> Path:
 def command_line() -> str:
     """The command as typed; of an absolute path only the last part."""
     name = Path(sys.argv[0]).stem
-    words = [re.sub(r"(?<![^=:])/\S*/", "", word) for word in sys.argv[1:]]
-    return " ".join(["python", "-m", f"benchmarks.{name}", *words])
+    return f"python -m benchmarks.{name} {without_folders(sys.argv[1:])}".rstrip()
 
 
 def write_result(path: Path, benchmark: str, content: Mapping[str, Any]) -> None:
@@ -33,13 +27,4 @@ def write_result(path: Path, benchmark: str, content: Mapping[str, Any]) -> None
 
     ValueError if `content` holds a number that JSON has no word for.
     """
-    document = {
-        "schema": SCHEMA_VERSION,
-        "benchmark": benchmark,
-        "command": command_line(),
-        "machine": describe_machine(),
-        **content,
-    }
-    text = json.dumps(document, indent=1, allow_nan=False)
-    with atomic_path(path) as temporary:
-        temporary.write_text(text + "\n")
+    write_result_file(path, {"benchmark": benchmark}, command_line(), content)

@@ -28,15 +28,19 @@ COUNTERS = {
 
 @dataclass(frozen=True)
 class Request:
-    """One prompt to answer greedily.
+    """One prompt to answer, greedily unless `temperature` says otherwise.
 
     `max_tokens` bounds the answer; with `ignore_eos` it has exactly that length.
+    `extra_args` are those of vLLM's SamplingParams.
     """
 
     name: str
     prompt_token_ids: list[int]
     max_tokens: int
     ignore_eos: bool = False
+    temperature: float = 0.0
+    seed: int | None = None
+    extra_args: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -153,7 +157,7 @@ def run_requests(
     concurrency: int,
     on_prompts_done: Callable[[], None] | None = None,
 ) -> Run:
-    """Answer `requests` greedily, `concurrency` at a time, and time every step.
+    """Answer `requests`, `concurrency` at a time, and time every step.
 
     A finished request is replaced at once. `on_prompts_done` is called once, as soon
     as all requests started first have a token. ValueError if `concurrency` < 1.
@@ -177,9 +181,11 @@ def run_requests(
             # The same question may be asked twice in one run: number the ids.
             key = f"{request.name}#{len(answers)}"
             params = SamplingParams(
-                temperature=0.0,
+                temperature=request.temperature,
+                seed=request.seed,
                 max_tokens=request.max_tokens,
                 ignore_eos=request.ignore_eos,
+                extra_args=request.extra_args,
                 output_kind=RequestOutputKind.DELTA,
             )
             answers.append(answer)

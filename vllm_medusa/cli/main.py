@@ -26,6 +26,7 @@ SUBCOMMANDS = (
     "tree",
     "train",
     "calibrate",
+    "evaluate",
 )
 """Modules of `vllm_medusa.cli`, in the order in which `--help` lists them."""
 
