@@ -9,7 +9,7 @@ masks of the rows on them.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -28,58 +28,77 @@ Rows = tuple[int, ...]
 """Rows of a tree from depth 1 down; the root is not among them."""
 
 
+# vLLM's own methods, which know chains.
+_chain_bitmask = StructuredOutputManager.grammar_bitmask
+_validate_chain = StructuredOutputManager.validate_tokens
+
+
 def install() -> None:
     """Wrap the methods of `StructuredOutputManager` that see drafts.
 
     Chains stay as vLLM has them, and so does an engine without Medusa.
     """
-    grammar_bitmask = StructuredOutputManager.grammar_bitmask
-    validate_tokens = StructuredOutputManager.validate_tokens
-
-    @functools.wraps(validate_tokens)
-    def _validate_tokens(
-        self: StructuredOutputManager, request: Request, spec_tokens: list[int]
-    ) -> list[int]:
-        # A draft that the grammar refuses stays: without it the next ones would be
-        # other rows. Its parent's mask keeps it from being accepted.
-        if _tree_of(self) is not None:
-            return spec_tokens
-        accepted: list[int] = validate_tokens(self, request, spec_tokens)
-        return accepted
-
-    @functools.wraps(grammar_bitmask)
-    def _grammar_bitmask(
-        self: StructuredOutputManager,
-        requests: dict[str, Request],
-        structured_output_request_ids: list[str],
-        scheduled_spec_decode_tokens: dict[str, list[int]],
-    ) -> Masks | None:
-        tree = _tree_of(self)
-        if tree is None or not structured_output_request_ids:
-            return grammar_bitmask(
-                self,
-                requests,
-                structured_output_request_ids,
-                scheduled_spec_decode_tokens,
-            )
-
-        def chain_masks(req_id: str, tokens: list[int]) -> Masks:
-            return grammar_bitmask(self, requests, [req_id], {req_id: tokens})
-
-        return np.concatenate(
-            [
-                tree_masks(
-                    tree,
-                    scheduled_spec_decode_tokens.get(req_id, ()),
-                    functools.partial(validate_tokens, self, requests[req_id]),
-                    functools.partial(chain_masks, req_id),
-                )
-                for req_id in structured_output_request_ids
-            ]
-        )
-
-    StructuredOutputManager.validate_tokens = _validate_tokens
     StructuredOutputManager.grammar_bitmask = _grammar_bitmask
+    StructuredOutputManager.validate_tokens = _validate_tokens
+
+
+@functools.wraps(_validate_chain)
+def _validate_tokens(
+    self: StructuredOutputManager, request: Request, spec_tokens: list[int]
+) -> list[int]:
+    # A draft that the grammar refuses stays: without it the next ones would be
+    # other rows. Its parent's mask keeps it from being accepted.
+    if branching_tree(self) is not None:
+        return spec_tokens
+    accepted: list[int] = _validate_chain(self, request, spec_tokens)
+    return accepted
+
+
+@functools.wraps(_chain_bitmask)
+def _grammar_bitmask(
+    self: StructuredOutputManager,
+    requests: dict[str, Request],
+    structured_output_request_ids: list[str],
+    scheduled_spec_decode_tokens: dict[str, list[int]],
+) -> Masks | None:
+    arguments = requests, structured_output_request_ids, scheduled_spec_decode_tokens
+    tree = branching_tree(self)
+    if tree is None or not structured_output_request_ids:
+        return _chain_bitmask(self, *arguments)
+    return batch_masks(self, tree, *arguments)
+
+
+def batch_masks(
+    manager: StructuredOutputManager,
+    tree: TokenTree,
+    requests: Mapping[str, Request],
+    req_ids: Sequence[str],
+    drafts: Mapping[str, Sequence[int]],
+) -> Masks:
+    """Return what `StructuredOutputManager.grammar_bitmask` does, of trees.
+
+    Args:
+        manager: of an engine whose tree is `tree`.
+        tree: the whole tree, which is no chain.
+        requests: requests by id.
+        req_ids: those with a grammar, at least one.
+        drafts: tokens of the scheduled nodes by request, see `tree_masks`.
+    """
+
+    def chain_masks(req_id: str, tokens: list[int]) -> Masks:
+        return _chain_bitmask(manager, requests, [req_id], {req_id: tokens})
+
+    return np.concatenate(
+        [
+            tree_masks(
+                tree,
+                drafts.get(req_id, ()),
+                functools.partial(_validate_chain, manager, requests[req_id]),
+                functools.partial(chain_masks, req_id),
+            )
+            for req_id in req_ids
+        ]
+    )
 
 
 def tree_masks(
@@ -165,15 +184,15 @@ _trees: WeakKeyDictionary[StructuredOutputManager, TokenTree | None]
 _trees = WeakKeyDictionary()
 
 
-def _tree_of(manager: StructuredOutputManager) -> TokenTree | None:
+def branching_tree(manager: StructuredOutputManager) -> TokenTree | None:
     """Return the tree that a manager's engine schedules; None if it has none, or a
     chain."""
     if manager not in _trees:
-        _trees[manager] = _branching_tree(manager.vllm_config)
+        _trees[manager] = _scheduled_tree(manager.vllm_config)
     return _trees[manager]
 
 
-def _branching_tree(vllm_config: Any) -> TokenTree | None:
+def _scheduled_tree(vllm_config: Any) -> TokenTree | None:
     from vllm_medusa.engine_config import is_medusa, scheduled_tree
 
     speculative = vllm_config.speculative_config
