@@ -26,17 +26,17 @@ COUNT, LENGTH = sample((12, 24), (6, 12))
 
 def keep_logits(monkeypatch: pytest.MonkeyPatch, logits: list[torch.Tensor]) -> None:
     """Keep what either runner verifies trees from: [num_rows, vocab_size] a step."""
-    sample_trees, verify = MedusaCPUModelRunner._sample_trees, TreeVerifier.__call__
+    sample_rows, verify = MedusaCPUModelRunner._sample_rows, TreeVerifier.__call__
 
     def keep_v1(self: Any, rows: torch.Tensor, *rest: Any) -> Any:
         logits.append(rows.clone())
-        return sample_trees(self, rows, *rest)
+        return sample_rows(self, rows, *rest)
 
     def keep_v2(self: Any, rows: torch.Tensor, *rest: Any) -> Any:
         logits.append(rows.clone())
         return verify(self, rows, *rest)
 
-    monkeypatch.setattr(MedusaCPUModelRunner, "_sample_trees", keep_v1)
+    monkeypatch.setattr(MedusaCPUModelRunner, "_sample_rows", keep_v1)
     monkeypatch.setattr(TreeVerifier, "__call__", keep_v2)
 
 

@@ -9,15 +9,17 @@ import numpy as np
 import torch
 
 from vllm_medusa.tree import TokenTree
+from vllm_medusa.tree.masks import ancestor_masks
 
 
 @dataclass(frozen=True, slots=True)
 class TreeLayout:
-    """Tensors that follow from one tree alone; row 0 is the root.
+    """Tensors that follow from the shape of trees alone; row 0 is the root.
 
-    `parents` [num_rows] int64 (the root's own entry is 0), `depths` [num_rows]
-    int64, `ancestors` [num_rows, num_rows] bool: row r sees itself and its
-    ancestors.
+    `parents` [num_layouts, num_rows] int64 (the root's own entry is 0), `depths`
+    [num_layouts, num_rows] int64, `ancestors` [num_layouts, num_rows, num_rows] bool:
+    row r sees itself and its ancestors. There is one layout for all requests, or one
+    for each.
     """
 
     parents: torch.Tensor
@@ -28,16 +30,26 @@ class TreeLayout:
 
     @staticmethod
     def of(tree: TokenTree, device: torch.device) -> TreeLayout:
-        """Lay `tree` out on `device`."""
-        parents = torch.tensor((0, *tree.parents[1:]), dtype=torch.int64)
-        depths = torch.tensor(tree.depths, dtype=torch.int64)
+        """Lay `tree`, which all requests share, out on `device`."""
+        parents = torch.tensor(((0, *tree.parents[1:]),), dtype=torch.int64)
+        depths = torch.tensor((tree.depths,), dtype=torch.int64)
         return TreeLayout(
             parents.to(device),
             depths.to(device),
-            tree.ancestor_mask().to(device),
+            tree.ancestor_mask()[None].to(device),
             tree.max_depth,
             tree.is_chain,
         )
+
+    @staticmethod
+    def of_parents(
+        # [num_trees, num_rows] int64, the root's own entry is 0
+        parents: torch.Tensor,
+    ) -> TreeLayout:
+        """Lay out a tree for each request, on the CPU."""
+        ancestors = ancestor_masks(parents)
+        depths = ancestors.sum(dim=-1) - 1
+        return TreeLayout(parents, depths, ancestors, int(depths.max()), False)
 
 
 @dataclass(slots=True)
@@ -60,7 +72,7 @@ class TreeBatch:
     num_tokens: int
     """Tokens of the whole step, plain rows included."""
     layout: TreeLayout
-    """Of the first `width` rows of the tree."""
+    """Of the first `width` rows of the trees."""
 
     requests: torch.Tensor = field(init=False)
     """[num_trees] int64, `request_indices` on the device."""
@@ -100,7 +112,7 @@ class TreeBatch:
     @property
     def width(self) -> int:
         """Rows of the widest tree, root included."""
-        return self.layout.depths.shape[0]
+        return self.layout.depths.shape[1]
 
     @property
     def longest(self) -> int:
@@ -108,14 +120,25 @@ class TreeBatch:
         return int((self.bases_np + self.num_rows_np).max())
 
     # [num_trees, width] int64
+    def parents(self) -> torch.Tensor:
+        """Parent of each row; entries of padding are of no use."""
+        return self.layout.parents.expand(self.num_trees, -1)
+
+    # [num_trees, width] int64
+    def depths(self) -> torch.Tensor:
+        """Depth of each row; entries of padding are of no use."""
+        return self.layout.depths.expand(self.num_trees, -1)
+
+    # [num_trees, width] int64
     def row_depths(self) -> torch.Tensor:
         """Depth of each of `tree_rows`."""
-        return self.layout.depths[self.tree_rows]
+        return self.depths().gather(1, self.tree_rows)
 
     # [num_trees, width, width] bool
     def row_ancestors(self) -> torch.Tensor:
         """Rows that each of `tree_rows` sees."""
-        return self.layout.ancestors[self.tree_rows]
+        index = self.tree_rows[:, :, None].expand(-1, -1, self.width)
+        return self.layout.ancestors.expand(self.num_trees, -1, -1).gather(1, index)
 
     # [num_trees, width] int64
     def positions(self) -> torch.Tensor:

@@ -89,6 +89,13 @@ class MedusaStats:
     moved: int = 0
     without_tree: Counter[str] = field(default_factory=Counter)
 
+    def count(self, num_trees: int, num_nodes: int, num_accepted: int) -> None:
+        """Count a step with trees."""
+        self.steps += 1
+        self.trees += num_trees
+        self.nodes += num_nodes
+        self.accepted += num_accepted
+
     def reset(self) -> None:
         """Count from zero again."""
         vars(self).update(vars(MedusaStats()))

@@ -8,32 +8,35 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from vllm.v1.outputs import SamplerOutput
-from vllm.v1.sample.metadata import SamplingMetadata
 from vllm.v1.worker import gpu_model_runner
 from vllm.v1.worker.cpu_model_runner import CPUModelRunner
 
 from vllm_medusa import timing
 from vllm_medusa.attention.cpu import TreeCPUAttentionImpl, TreeCPUAttentionMetadata
 from vllm_medusa.attention.cpu_cache import CpuRowStore
-from vllm_medusa.attention.tree_batch import TreeBatch, TreeLayout
+from vllm_medusa.attention.tree_batch import TreeBatch
+from vllm_medusa.engine_config import medusa_config
+from vllm_medusa.heads.draft_sampling import DraftSampling
 from vllm_medusa.kv import move_rows, plan_moves
-from vllm_medusa.propose import MedusaProposer
+from vllm_medusa.propose import MedusaProposer, Proposal
 from vllm_medusa.replace import replaced
 from vllm_medusa.runner.report import MedusaReport
-from vllm_medusa.runner.requests import MedusaStats, TreeEligibility
-from vllm_medusa.runner.sampling import (
-    build_logitsprocs,
-    custom_processors,
-    merge_plain,
-    row_metadata,
-    with_seeds,
-)
-from vllm_medusa.verify import Verification, verify_exact
+from vllm_medusa.runner.requests import MedusaStats
+from vllm_medusa.runner.v1.accept import StepVerifier
+from vllm_medusa.runner.v1.drafts import Drafts, KeptDrafts
+from vllm_medusa.runner.v1.layouts import Layouts
+from vllm_medusa.runner.v1.processors import ProcessorBuilder
+from vllm_medusa.runner.v1.request_traits import RequestTraits, TraitBook
+from vllm_medusa.runner.v1.row_sampler import Draws, RowSampler
+from vllm_medusa.runner.v1.rows import StepRows
+from vllm_medusa.runner.v1.thinking import RowThinkingBudgets
+from vllm_medusa.verify import PLACEHOLDER, Verification
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
     from vllm.v1.core.sched.output import SchedulerOutput
     from vllm.v1.kv_cache_interface import KVCacheConfig
+    from vllm.v1.sample.metadata import SamplingMetadata
     from vllm.v1.spec_decode.metadata import SpecDecodeMetadata
 
 
@@ -48,14 +51,24 @@ class MedusaCPUModelRunner(MedusaReport, CPUModelRunner):
     drafter: MedusaProposer
 
     def __init__(self, vllm_config: VllmConfig, device: torch.device) -> None:
-        with replaced(gpu_model_runner, "build_logitsprocs", build_logitsprocs):
+        processors = ProcessorBuilder()
+        with replaced(gpu_model_runner, "build_logitsprocs", processors):
             super().__init__(vllm_config, device)
         self.stats = MedusaStats()
-        self.eligibility = TreeEligibility(
-            self.stats, custom_processors(self.input_batch.logitsprocs)
+        max_rows = self.max_num_reqs * (self.num_spec_tokens + 1)
+        self._row_sampler = RowSampler(
+            self.sampler,
+            processors.rows,
+            RowThinkingBudgets(vllm_config, max_rows, device)
+            if vllm_config.reasoning_config is not None
+            else None,
         )
-        self._layouts: dict[int, TreeLayout] = {}
+        self._layouts = Layouts(self.drafter.tree, self.drafter.has_fixed_tree)
+        self._traits = TraitBook(medusa_config(vllm_config).engine_acceptance)
+        self._drafts = KeptDrafts()
         self._trees: TreeBatch | None = None
+        # [num_trees], what verification has to know of them
+        self._tree_drafts: list[Drafts] = []
         self._row_stores: list[CpuRowStore] = []
         # [num_reqs] int64, row of sample_hidden_states to draft from
         self._draft_rows = torch.empty(0, dtype=torch.int64)
@@ -85,7 +98,8 @@ class MedusaCPUModelRunner(MedusaReport, CPUModelRunner):
         self, scheduler_output: SchedulerOutput, *args: Any, **kwargs: Any
     ) -> Any:
         """As `GPUModelRunner.execute_model`."""
-        self.eligibility.forget(scheduler_output.finished_req_ids)
+        for memory in (self._drafts, self._traits, self._row_sampler):
+            memory.forget(scheduler_output.finished_req_ids)
         with timing.measure("step"):
             return super().execute_model(scheduler_output, *args, **kwargs)
 
@@ -116,6 +130,8 @@ class MedusaCPUModelRunner(MedusaReport, CPUModelRunner):
         # [num_reqs] int32
         num_scheduled_tokens: np.ndarray,
     ) -> TreeBatch | None:
+        # Whatever the step does not verify is dropped by vLLM, too.
+        drafts = self._drafts.take(self.input_batch.req_ids)
         if metadata is None or not any(metadata.num_draft_tokens):
             return None
         num_drafts = np.array(metadata.num_draft_tokens, dtype=np.int64)
@@ -123,21 +139,15 @@ class MedusaCPUModelRunner(MedusaReport, CPUModelRunner):
         num_rows = num_drafts[requests] + 1
         ends = self.query_start_loc.np[requests + 1].astype(np.int64)
         computed = self.input_batch.num_computed_tokens_cpu[requests].astype(np.int64)
+        self._tree_drafts = [drafts[index] for index in requests]
         return TreeBatch(
             request_indices=requests,
             row_starts=ends - num_rows,
             bases_np=computed + num_scheduled_tokens[requests] - num_rows,
             num_rows_np=num_rows,
             num_tokens=int(num_scheduled_tokens.sum()),
-            layout=self._layout(int(num_rows.max())),
+            layout=self._layouts.of(num_rows, self._tree_drafts),
         )
-
-    def _layout(self, num_rows: int) -> TreeLayout:
-        """Return the layout of the tree's first `num_rows` rows, root included."""
-        if num_rows not in self._layouts:
-            tree = self.drafter.tree.truncate(num_rows - 1)
-            self._layouts[num_rows] = TreeLayout.of(tree, self.device)
-        return self._layouts[num_rows]
 
     def _build_attention_metadata(self, *args: Any, **kwargs: Any) -> Any:
         """As `GPUModelRunner._build_attention_metadata`; hands the trees on."""
@@ -155,92 +165,78 @@ class MedusaCPUModelRunner(MedusaReport, CPUModelRunner):
         spec_decode_metadata: SpecDecodeMetadata | None,
     ) -> SamplerOutput:
         """In place of the chain rejection sampler: draw at every row, walk, move."""
-        metadata = self.input_batch.sampling_metadata
-        if self._trees is None or spec_decode_metadata is None or logits is None:
+        traits = self._traits.look_up(self.input_batch.req_ids, self.requests)
+        if logits is None or not (
+            self._trees is not None or any(t.needs_rows for t in traits)
+        ):
             # One row per request; vLLM's sampler alone.
             self._draft_rows = torch.arange(self.input_batch.num_reqs)
             return super()._sample(logits, None)
+        num_drafts = [0] * len(traits)
+        if spec_decode_metadata is not None:
+            num_drafts = spec_decode_metadata.num_draft_tokens
         with timing.measure("verify"):
-            return self._sample_trees(logits, spec_decode_metadata, metadata)
+            return self._sample_rows(logits, torch.tensor(num_drafts), traits)
 
-    def _sample_trees(
-        self,
-        # [num_rows, vocab_size]
-        logits: torch.Tensor,
-        spec_decode_metadata: SpecDecodeMetadata,
-        metadata: SamplingMetadata,
-    ) -> SamplerOutput:
-        trees = self._trees
-        assert trees is not None
-        # [num_reqs] int64
-        num_drafts = torch.tensor(spec_decode_metadata.num_draft_tokens)
-        # [num_reqs] int64, each request's last row of logits
-        last_rows = spec_decode_metadata.bonus_logits_indices.long()
-        plain, drawn = self._draw(logits, num_drafts, last_rows, metadata)
-
-        requests = trees.requests
-        first_rows = (last_rows - num_drafts)[requests]
-        # [num_trees, width] int64, rows of logits
-        rows = first_rows[:, None] + trees.tree_rows
-        layout = trees.layout
-        verification = verify_exact(
-            self.input_ids.gpu[trees.token_rows].long(),
-            drawn[rows],
-            layout.parents.expand(trees.num_trees, -1),
-            layout.depths.expand(trees.num_trees, -1),
-            trees.num_rows,
-            layout.max_depth,
-        )
-        self._count(verification)
-        with timing.measure("move"):
-            self._commit(verification)
-
-        # [num_reqs, max_depth + 1] int32
-        sampled = torch.full(
-            (len(num_drafts), layout.max_depth + 1), -1, dtype=torch.int32
-        )
-        sampled[:, 0] = drawn[last_rows]
-        draft_rows = last_rows.clone()
-        sampled[requests] = verification.tokens.int()
-        draft_rows[requests] = first_rows + verification.last_rows
-        self._draft_rows = draft_rows
-        output = SamplerOutput(sampled_token_ids=sampled, logprobs_tensors=None)
-        if plain is None:
-            return output
-        return merge_plain(output, plain, num_drafts == 0)
-
-    # (vLLM's own output for requests without a tree, [num_rows] int64)
-    def _draw(
+    def _sample_rows(
         self,
         # [num_rows, vocab_size]
         logits: torch.Tensor,
         # [num_reqs] int64
         num_drafts: torch.Tensor,
-        # [num_reqs] int64
-        last_rows: torch.Tensor,
-        metadata: SamplingMetadata,
-    ) -> tuple[SamplerOutput | None, torch.Tensor]:
-        """Draw at every row; requests that can't have a tree keep vLLM's sampler with
-        all it can do. Each seeded request is drawn for once only."""
-        plain, seeded = None, set(range(len(num_drafts)))
-        if any(self._exclusion(i) for i in range(self.input_batch.num_reqs)):
-            without_tree = set((num_drafts == 0).nonzero().flatten().tolist())
-            seeded -= without_tree
-            plain = self.sampler(
-                logits=logits[last_rows],
-                sampling_metadata=with_seeds(metadata, without_tree),
-            )
-        # [num_rows] int64, request of each row of logits
-        owners = torch.repeat_interleave(num_drafts + 1)
-        drawn, _ = self.sampler.sample(
-            logits.to(torch.float32), row_metadata(with_seeds(metadata, seeded), owners)
-        )
-        return plain, drawn.long()
+        traits: list[RequestTraits],
+    ) -> SamplerOutput:
+        trees, metadata = self._trees, self.input_batch.sampling_metadata
+        req_ids = self.input_batch.req_ids
+        # [num_trees, width] int64
+        tokens = self.input_ids.gpu[trees.token_rows].long() if trees else None
+        rows = StepRows(num_drafts, trees, tokens)
+        requests = [self.requests[req_id] for req_id in req_ids]
+        draws = self._row_sampler.draw(logits, metadata, rows, requests, traits)
 
-    def _commit(self, verification: Verification) -> None:
+        width = 1 if trees is None else trees.layout.max_depth + 1
+        # [num_reqs, width] int64: the row that each token was taken from
+        visited = rows.first_rows[:, None].repeat(1, width)
+        # [num_reqs, width] int32
+        sampled = torch.full(visited.shape, PLACEHOLDER, dtype=torch.int32)
+        sampled[:, 0] = draws.tokens[rows.first_rows]
+        if trees is not None:
+            verification = self._verify(trees, rows, draws, traits)
+            num_nodes = int(trees.num_rows_np.sum()) - trees.num_trees
+            num_accepted = int(verification.num_accepted.sum())
+            self.stats.count(trees.num_trees, num_nodes, num_accepted)
+            with timing.measure("move"):
+                self._commit(trees, verification)
+            sampled[trees.requests] = verification.tokens.int()
+            visited[trees.requests] += verification.rows
+        self._draft_rows = visited[:, -1]
+        self._row_sampler.commit(
+            dict(zip(req_ids, self._draft_rows.tolist(), strict=True))
+        )
+        tensors = self._row_sampler.logprobs(draws, metadata, sampled, visited)
+        return SamplerOutput(sampled_token_ids=sampled, logprobs_tensors=tensors)
+
+    def _verify(
+        self,
+        trees: TreeBatch,
+        rows: StepRows,
+        draws: Draws,
+        traits: list[RequestTraits],
+    ) -> Verification:
+        assert rows.tokens is not None
+        return StepVerifier(
+            trees,
+            rows.tokens,
+            draws,
+            rows.first_rows[trees.requests, None] + trees.tree_rows,
+            [traits[index] for index in trees.request_indices],
+            self._tree_drafts,
+            self.drafter.heads,
+            self.drafter.tree.max_children[: trees.layout.max_depth],
+        ).verify()
+
+    def _commit(self, trees: TreeBatch, verification: Verification) -> None:
         """Move the accepted rows' keys and values behind the prefix."""
-        trees = self._trees
-        assert trees is not None
         moves = plan_moves(verification, trees.bases)
         if moves is None:
             return
@@ -248,18 +244,6 @@ class MedusaCPUModelRunner(MedusaReport, CPUModelRunner):
         tables = self.input_batch.block_table.block_tables
         for store, table in zip(self._row_stores, tables, strict=True):
             move_rows(moves, store, table.block_table.gpu[trees.requests])
-
-    def _count(self, verification: Verification) -> None:
-        trees = self._trees
-        assert trees is not None
-        self.stats.steps += 1
-        self.stats.trees += trees.num_trees
-        self.stats.nodes += int(trees.num_rows_np.sum()) - trees.num_trees
-        self.stats.accepted += int(verification.num_accepted.sum())
-
-    def _exclusion(self, index: int) -> str | None:
-        req_id = self.input_batch.req_ids[index]
-        return self.eligibility.reason(req_id, self.requests[req_id].sampling_params)
 
     def _input_fits_in_drafter(self, common_attn_metadata: Any) -> bool:
         """The heads take hidden states, not positions: any input fits. vLLM cuts
@@ -283,16 +267,39 @@ class MedusaCPUModelRunner(MedusaReport, CPUModelRunner):
         drafts: list[list[int]] = [[] for _ in sampled_token_ids]
         if num_nodes == 0:
             return drafts
-        requests = [
-            index
-            for index, tokens in enumerate(sampled_token_ids)
-            if tokens and self._exclusion(index) is None
-        ]
+        requests = [index for index, tokens in enumerate(sampled_token_ids) if tokens]
         if not requests:
             return drafts
         with timing.measure("propose"):
-            rows = self._draft_rows[requests]
-            proposal = self.drafter.propose(sample_hidden_states[rows], num_nodes)
+            proposal = self._propose(requests, sample_hidden_states, num_nodes)
             for index, tokens in zip(requests, proposal.tokens.tolist(), strict=True):
                 drafts[index] = tokens
         return drafts
+
+    def _propose(
+        self,
+        # Indices in the batch
+        requests: list[int],
+        # [num_rows, hidden_size]
+        hidden_states: torch.Tensor,
+        num_nodes: int,
+    ) -> Proposal:
+        drafter, input_batch = self.drafter, self.input_batch
+        req_ids = [input_batch.req_ids[index] for index in requests]
+        traits = self._traits.look_up(req_ids, self.requests)
+        sampling = is_fixed = None
+        if drafter.is_sampling:
+            # The root is the last token, and bookkeeping has counted it.
+            lengths = input_batch.num_tokens_no_spec[requests].astype(np.int64)
+            sampling = DraftSampling(
+                torch.tensor([t.draft_temperature for t in traits]),
+                torch.tensor([t.seed for t in traits]),
+                torch.from_numpy(lengths) - 1,
+            )
+        if not drafter.has_fixed_tree:
+            is_fixed = torch.tensor([t.has_grammar for t in traits])
+        proposal = drafter.propose(
+            hidden_states[self._draft_rows[requests]], num_nodes, sampling, is_fixed
+        )
+        self._drafts.keep(req_ids, proposal)
+        return proposal
