@@ -21,6 +21,7 @@ from vllm_medusa.runner.v2.draw import RowSampler
 from vllm_medusa.runner.v2.model_graphs import TreeGraphManager
 from vllm_medusa.runner.v2.schemes import SchemeVerifier
 from vllm_medusa.runner.v2.speculator import MedusaSpeculator
+from vllm_medusa.runner.v2.step_verification import StepVerifier
 from vllm_medusa.runner.v2.verifier import TreeVerifier
 
 if TYPE_CHECKING:
@@ -58,25 +59,22 @@ class MedusaModelRunner(MedusaReport, GPUModelRunner):
         assert self.sampler is not None
         proposer, requests = self.speculator.proposer, self.speculator.requests
         requests.bind(self.sampler)
+        trees = self.step_trees.state
+        row_sampler = RowSampler(
+            self.sampler, trees, proposer.tree, requests.reads_path, self.device
+        )
+        schemes = SchemeVerifier(
+            self.sampler,
+            trees,
+            proposer.tree,
+            requests,
+            self.speculator.draft_probs,
+            proposer.heads.draft_token_ids,
+        )
         self.verifier = TreeVerifier(
             self.sampler,
             self.step_trees,
-            RowSampler(
-                self.sampler,
-                self.step_trees.state,
-                proposer.tree,
-                requests.reads_path,
-                self.device,
-            ),
-            SchemeVerifier(
-                self.sampler,
-                self.step_trees.state,
-                proposer.tree,
-                requests,
-                self.speculator.draft_probs,
-                proposer.heads.draft_token_ids,
-            ),
-            requests,
+            StepVerifier(trees, requests, row_sampler, schemes),
             self.device,
         )
         self.rejection_sampler = self.verifier
