@@ -25,7 +25,7 @@ def draw(
     small sums are needed in float64.
     """
     padded = F.pad(weights, (0, -weights.shape[1] % _BLOCK))
-    blocks = padded.view(len(weights), -1, _BLOCK)
+    blocks = padded.unflatten(1, (-1, _BLOCK))
     block, numbers = _invert(blocks.sum(dim=2), numbers)
     index = block[:, None, None].expand(-1, 1, _BLOCK)
     token, _ = _invert(blocks.gather(1, index)[:, 0], numbers)

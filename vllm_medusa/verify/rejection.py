@@ -199,7 +199,7 @@ def _try_children(
     is_drawn = slots >= 0
     slots = slots.clamp(min=0)
     # [num_reqs, most] each
-    p, q = target.gather(1, slots), draft.gather(1, slots)
+    q = draft.gather(1, slots)
     is_drawn = is_drawn & (q > 0)
     q = torch.where(is_drawn, q, 0)
     # Masses by sums of what is left: 1 - q(x_1) would lose the digits of a sharp q.
@@ -208,8 +208,8 @@ def _try_children(
     draft_mass = never_drawn + q.flip(1).cumsum(1).flip(1)
     is_drawn = is_drawn.cumprod(1) > 0
 
-    # [num_reqs, 1] each
-    mass = torch.ones_like(never_drawn)
+    # [num_reqs, draft_vocab_size] and [num_reqs, 1]: what is left of p, and its mass
+    rest, mass = target, torch.ones_like(never_drawn)
     outside = (1 - target.sum(1, keepdim=True)).clamp_(min=0)
     accepted = torch.zeros_like(children[:, :1])
     removed = torch.zeros_like(mass)
@@ -218,11 +218,9 @@ def _try_children(
             rest = torch.addcmul(target, removed, draft, value=-1).relu_()
             mass = rest.sum(1, keepdim=True) + outside
         one = slice(i, i + 1)
-        taken = mass / draft_mass[:, one]
-        # coin < (p - c q)/s : q/m
-        is_accepted = (
-            coins[:, one] * taken * q[:, one] < p[:, one] - removed * q[:, one]
-        )
+        p, taken = rest.gather(1, slots[:, one]), mass / draft_mass[:, one]
+        # coin < (p/mass) / (q/draft_mass)
+        is_accepted = coins[:, one] * taken * q[:, one] < p
         is_tried = is_drawn[:, one] & (accepted == 0)
         accepted = torch.where(is_tried & is_accepted, children[:, one], accepted)
         removed = torch.where(is_tried & ~is_accepted, removed + taken, removed)
