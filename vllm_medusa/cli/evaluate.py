@@ -166,7 +166,8 @@ def _check(args: argparse.Namespace) -> None:
     folder = args.output.absolute().parent
     while not folder.exists():
         folder = folder.parent
-    if args.output.is_dir() or not os.access(folder, os.W_OK):
+    can_write = folder.is_dir() and os.access(folder, os.W_OK)
+    if args.output.is_dir() or not can_write:
         raise ConfigError(f"cannot write {args.output}: name another file by --output")
 
 
