@@ -6,8 +6,12 @@ from __future__ import annotations
 import ast
 import re
 from pathlib import Path
+from typing import Any
+
+from vllm import SamplingParams
 
 from vllm_medusa import MedusaConfig
+from vllm_medusa.acceptance import EXACT, Acceptance, request_acceptance
 from vllm_medusa.cli.main import SUBCOMMANDS, load_subcommand
 
 ROOT = Path(__file__).parents[2]
@@ -47,13 +51,31 @@ def test_targets() -> None:
     assert named | set(re.findall(r"`([a-z-]+)`", others)) == targets
 
 
-def test_the_python_example_parses() -> None:
-    (code,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
-    calls = [n for n in ast.walk(ast.parse(code)) if isinstance(n, ast.Call)]
-    (config,) = (
+def python_calls() -> list[ast.Call]:
+    """Calls in the README's Python examples."""
+    examples = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    trees = [ast.parse(example) for example in examples]
+    return [n for tree in trees for n in ast.walk(tree) if isinstance(n, ast.Call)]
+
+
+def keyword_values(name: str) -> list[Any]:
+    """What the examples give for a keyword, as values."""
+    return [
         ast.literal_eval(keyword.value)
-        for call in calls
+        for call in python_calls()
         for keyword in call.keywords
-        if keyword.arg == "speculative_config"
-    )
+        if keyword.arg == name
+    ]
+
+
+def test_the_engine_of_the_examples_is_possible() -> None:
+    (config,) = keyword_values("speculative_config")
     assert MedusaConfig.from_speculative_config(config).heads == "default"
+
+
+def test_the_request_of_the_examples_is_possible() -> None:
+    (extra_args,) = keyword_values("extra_args")
+    params = SamplingParams(temperature=1.0, extra_args=extra_args)
+    assert request_acceptance(EXACT, params) == Acceptance(
+        scheme="typical", epsilon=0.15
+    )
