@@ -19,7 +19,7 @@ from vllm import SamplingParams
 from tests.engine.conftest import TinyModel
 from tests.engine.support.engines import engine, generate, stats
 from tests.engine.support.law import Law, chi_square, exact_law, marginal
-from vllm_medusa.runner import v1
+from vllm_medusa.runner.v1 import accept
 from vllm_medusa.verify import verify_exact
 
 pytestmark = [
@@ -126,6 +126,6 @@ def test_wrong_acceptance_is_told_apart(
         drawn[unseen, 0] = tokens[unseen, 1]
         return verify_exact(tokens, drawn, *rest)
 
-    monkeypatch.setattr(v1, "verify_exact", careless)
+    monkeypatch.setattr(accept, "verify_exact", careless)
     cells = [path[:3] for path in run(llama, prompt, seed=None)]
     assert chi_square(cells, marginal(law_at(TEMPERATURE), slice(0, 3))) < P_VALUE
