@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 from vllm_medusa.errors import ConfigError
 
 if TYPE_CHECKING:
-    from vllm_medusa.evaluation.measure import Measured, Options
+    from vllm_medusa.evaluation.measure import Measured
+    from vllm_medusa.evaluation.options import Options
     from vllm_medusa.evaluation.prompts import Prompt
     from vllm_medusa.evaluation.settings import Setting
 
@@ -200,7 +201,7 @@ def _settings(args: argparse.Namespace) -> list[Setting]:
 
 def _options(args: argparse.Namespace, max_tokens: int, repeats: int) -> Options:
     from vllm_medusa.evaluation.engines import can_change_trees
-    from vllm_medusa.evaluation.measure import Options
+    from vllm_medusa.evaluation.options import Options
 
     model = args.model
     if model == "default":

@@ -24,6 +24,10 @@ def _speedup(summary: Summary) -> Spread:
     return summary.speedup
 
 
+def _real_time_factor(summary: Summary) -> Spread:
+    return summary.real_time_factor
+
+
 def _perplexity(summary: Summary) -> Spread:
     quality = summary.quality
     value, error = quality.perplexity, quality.perplexity_error
@@ -38,13 +42,14 @@ def _agreement(summary: Summary) -> Spread:
 Panel = tuple[str, Callable[[Summary], Spread]]
 _TOKENS: Panel = ("tokens per step", _tokens_per_step)
 _SPEED: Panel = ("speed-up over plain vLLM", _speedup)
+_FACTOR: Panel = ("real-time factor", _real_time_factor)
 _PERPLEXITY: Panel = ("perplexity under the base model", _perplexity)
 _AGREEMENT: Panel = ("share of greedy tokens", _agreement)
 
 _PANELS: dict[str, tuple[str, tuple[Panel, ...]]] = {
-    "heads": ("heads in use", (_TOKENS, _SPEED)),
-    "beam": ("depth of the beam search", (_TOKENS, _SPEED)),
-    "trees": ("nodes", (_TOKENS, _SPEED)),
+    "heads": ("heads in use", (_TOKENS, _SPEED, _FACTOR)),
+    "beam": ("depth of the beam search", (_TOKENS, _SPEED, _FACTOR)),
+    "trees": ("nodes", (_TOKENS, _SPEED, _FACTOR)),
     "epsilon": ("epsilon", (_TOKENS, _SPEED, _PERPLEXITY, _AGREEMENT)),
     "acceptance": ("temperature", (_TOKENS, _SPEED, _PERPLEXITY, _AGREEMENT)),
 }

@@ -13,7 +13,8 @@ from tests.unit.evaluation.runs import MACHINE, make_run
 from vllm_medusa.errors import ConfigError
 from vllm_medusa.evaluation import measure
 from vllm_medusa.evaluation.engines import Engine
-from vllm_medusa.evaluation.measure import Measured, Measurement, Options
+from vllm_medusa.evaluation.measure import Measured, Measurement
+from vllm_medusa.evaluation.options import Options
 from vllm_medusa.evaluation.prompts import Prompt
 from vllm_medusa.evaluation.records import output_key
 from vllm_medusa.evaluation.settings import Setting, make_config, plain
@@ -193,12 +194,12 @@ def test_numbers_that_cannot_be(option: str) -> None:
 def test_plain_runs_often_enough_in_long_suites() -> None:
     many = [
         Setting("custom", f"s{n}", make_config("default", tree="chain:1"), 0.7)
-        for n in range(8)
+        for n in range(10)
     ]
     blocks = measure.make_blocks([*many, CHAINS[0]])
     assert [[s.name for s in block] for block in blocks] == [
-        ["plain", "s0", "s1", "s2", "s3", "s4", "s5"],
-        ["plain", "s6", "s7"],
+        ["plain", *(f"s{n}" for n in range(8))],
+        ["plain", "s8", "s9"],
         ["plain", "chain 1"],
     ]
     assert [block[0].temperature for block in blocks] == [0.7, 0.7, 0.0]
