@@ -11,6 +11,10 @@ from vllm_medusa import noise
 from vllm_medusa.verify.inversion import draw
 from vllm_medusa.verify.verification import Verification, emit_path, nodes_in_use
 
+# What is left of q is too small for float32 below it: at low temperatures all but
+# the first candidate may come from digits that underflowed.
+_LEAST_MASS = 1e-30
+
 
 def verify_rejection(
     # [num_reqs, num_rows] int64, the tree's tokens; column 0 is the root
@@ -62,9 +66,10 @@ def verify_rejection(
 
     The order of the rows is that of the draws: the i-th child of a node in row order
     must be the i-th draw. A child that can't have been drawn (negative token, outside
-    of the draft vocabulary, q = 0) ends the attempts at its parent. A token of
-    probability 0 is never emitted, and where p is one-hot (temperature 0) the rule is
-    `verify_exact`.
+    of the draft vocabulary, q = 0) ends the attempts at its parent, and so does a q of
+    which only underflow is left (known before the next draw, hence lossless). A token
+    of probability 0 is never emitted, and where p is one-hot (temperature 0) the rule
+    is `verify_exact`.
 
     An attempt costs a few passes over the draft vocabulary, since outside of it q = 0
     and p is only rescaled; a depth costs one softmax over the vocabulary.
@@ -94,7 +99,7 @@ def verify_rejection(
             torch.where(children > 0, slots.gather(1, children), -1),
             _of_drafts(probs, draft_token_ids),
             draft_probs[:, depth],
-            coins[:, depth],
+            coins[:, depth, :most],
         )
         removed = torch.where(is_walking & (child == 0), refused, removed)
         is_walking = is_walking & (child > 0)
@@ -185,10 +190,10 @@ def _try_children(
     target: torch.Tensor,
     # [num_reqs, draft_vocab_size] float32, q
     draft: torch.Tensor,
-    # [num_reqs, at least most] float32
+    # [num_reqs, most] float32, uniform
     coins: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the accepted child (0: none) and what the refusals took from p.
+    """Return the accepted child (0: none), and what refusals of all took from p.
 
     After refusals of x_1, …, x_k the rest of p is, up to a factor, max(p - c_k q, 0)
     with the whole, original q: what was taken adds up, and at a refused token p was
@@ -206,25 +211,27 @@ def _try_children(
     blank = torch.full_like(q, torch.inf).masked_fill_(is_drawn, 0)
     never_drawn = draft.scatter_reduce(1, slots, blank, "amin").sum(1, keepdim=True)
     draft_mass = never_drawn + q.flip(1).cumsum(1).flip(1)
-    is_drawn = is_drawn.cumprod(1) > 0
+    is_drawn = (is_drawn & (draft_mass > _LEAST_MASS)).cumprod(1) > 0
 
     # [num_reqs, draft_vocab_size] and [num_reqs, 1]: what is left of p, and its mass
     rest, mass = target, torch.ones_like(never_drawn)
     outside = (1 - target.sum(1, keepdim=True)).clamp_(min=0)
-    accepted = torch.zeros_like(children[:, :1])
-    removed = torch.zeros_like(mass)
+    # c as if all were refused: whether one is accepted changes nothing before it.
+    removed = [torch.zeros_like(mass)]
+    left, taken = [], []
     for i in range(children.shape[1]):
         if i > 0:
-            rest = torch.addcmul(target, removed, draft, value=-1).relu_()
+            rest = torch.addcmul(target, removed[i], draft, value=-1).relu_()
             mass = rest.sum(1, keepdim=True) + outside
-        one = slice(i, i + 1)
-        p, taken = rest.gather(1, slots[:, one]), mass / draft_mass[:, one]
-        # coin < (p/mass) / (q/draft_mass)
-        is_accepted = coins[:, one] * taken * q[:, one] < p
-        is_tried = is_drawn[:, one] & (accepted == 0)
-        accepted = torch.where(is_tried & is_accepted, children[:, one], accepted)
-        removed = torch.where(is_tried & ~is_accepted, removed + taken, removed)
-    return accepted[:, 0], removed[:, 0]
+        left.append(rest.gather(1, slots[:, i : i + 1]))
+        taken.append(mass / draft_mass[:, i : i + 1])
+        removed.append(removed[i] + taken[i])
+    # coin < (p/mass) / (q/draft_mass)
+    is_accepted = is_drawn & (coins * torch.cat(taken, 1) * q < torch.cat(left, 1))
+    first = is_accepted.to(torch.uint8).argmax(1, keepdim=True)
+    accepted = torch.where(is_accepted, children, 0).gather(1, first)
+    refused = torch.cat(removed, 1).gather(1, is_drawn.sum(1, keepdim=True))
+    return accepted[:, 0], refused[:, 0]
 
 
 # [num_reqs] int64

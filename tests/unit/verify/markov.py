@@ -27,10 +27,15 @@ class Toy:
 
     logits: torch.Tensor
     """[vocab_size, vocab_size] float32, by last token."""
-    draft_probs: torch.Tensor
+    draft_logits: torch.Tensor
     """[vocab_size, num_heads, draft_vocab_size] float32, by root token."""
     draft_token_ids: torch.Tensor | None = None
     """[draft_vocab_size] int64."""
+
+    @property
+    def draft_probs(self) -> torch.Tensor:
+        """Of the same shape."""
+        return self.draft_logits.softmax(2)
 
     def law(self, start: int, length: int) -> Law:
         """Probability of each continuation of `start`, by ancestral sampling."""
@@ -104,11 +109,11 @@ Order = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 # [num_reqs, num_heads, count] int64
 def in_order_of_draws(
     # [num_reqs, num_heads, draft_vocab_size] each
-    draft_probs: torch.Tensor,
+    draft_logits: torch.Tensor,
     exponentials: torch.Tensor,
 ) -> torch.Tensor:
     """Slots drawn without replacement, in the order of the draws."""
-    return (draft_probs.log() - exponentials.log()).argsort(dim=2, descending=True)
+    return (draft_logits - exponentials.log()).argsort(dim=2, descending=True)
 
 
 # [num_reqs, width] int64
@@ -122,8 +127,8 @@ def propose(
     order: Order = in_order_of_draws,
 ) -> torch.Tensor:
     """Candidates: the child of ordinal o at depth d has the o-th draw of head d."""
-    draft_probs = toy.draft_probs[roots]
-    _, num_heads, size = draft_probs.shape
+    draft_logits = toy.draft_logits[roots]
+    _, num_heads, size = draft_logits.shape
     exponentials = noise.exponential(
         noise.Stream.DRAFT,
         seeds[:, None, None],
@@ -131,7 +136,7 @@ def propose(
         torch.arange(num_heads)[:, None],
         torch.arange(size),
     )
-    drawn = order(draft_probs, exponentials)
+    drawn = order(draft_logits, exponentials)
     if toy.draft_token_ids is not None:
         drawn = toy.draft_token_ids[drawn]
     # Where a node has more children than there are tokens to draw, the rest is empty.

@@ -49,32 +49,33 @@ def toy(seed: int, scale: float = 1.0) -> Toy:
     generator = torch.Generator().manual_seed(seed)
     logits = torch.randn(VOCAB, VOCAB, generator=generator) * scale
     noise = torch.randn(VOCAB, 3, VOCAB, generator=generator)
-    return Toy(logits, (0.7 * logits[:, None] + noise).softmax(2))
+    return Toy(logits, 0.7 * logits[:, None] + noise)
 
 
-def sharp() -> Toy:
+def sharp(factor: float) -> Toy:
     """One token has nearly all of q, so that little is left after it."""
-    one = toy(5, scale=3.0)
-    return Toy(one.logits, (8 * one.draft_probs.log()).softmax(2))
+    one = toy(5, scale=1.5)
+    return Toy(one.logits, factor * one.draft_logits)
+
+
+def keep_best(logits: torch.Tensor, count: int) -> torch.Tensor:
+    least = logits.topk(count, dim=-1).values[..., -1:]
+    return logits.masked_fill(logits < least, -torch.inf)
 
 
 def truncated() -> Toy:
     """Top-k: half of the vocabulary has probability 0; heads have other zeros."""
     one = toy(1)
-    kth = one.logits.topk(3, dim=1).values[:, -1:]
-    logits = one.logits.masked_fill(one.logits < kth, -torch.inf)
-    q = one.draft_probs
-    q = torch.where(q < q.topk(4, dim=2).values[..., -1:], 0, q)
+    scores = keep_best(one.draft_logits, 4)
     # The later draws of a list of 4 that holds only 2 tokens have probability 0.
-    q[::2] = torch.where(q[::2] < q[::2].topk(2, dim=2).values[..., -1:], 0, q[::2])
-    return Toy(logits, q / q.sum(2, keepdim=True))
+    scores[::2] = keep_best(scores[::2], 2)
+    return Toy(keep_best(one.logits, 3), scores)
 
 
 def small_draft_vocabulary(size: int = 4) -> Toy:
     one = toy(2)
     ids = torch.tensor([5, 0, 3, 1])[:size]
-    q = one.draft_probs[..., ids]
-    return Toy(one.logits, q / q.sum(2, keepdim=True), ids)
+    return Toy(one.logits, one.draft_logits[..., ids], ids)
 
 
 def disjoint() -> Toy:
@@ -83,20 +84,22 @@ def disjoint() -> Toy:
     logits = one.logits.clone()
     for token in (0, 4):
         logits[token, one.draft_token_ids] = -torch.inf
-    return Toy(logits, one.draft_probs, one.draft_token_ids)
+    return Toy(logits, one.draft_logits, one.draft_token_ids)
 
 
 def identical() -> Toy:
     """Head 1 is the model: every first candidate must be accepted."""
     one = toy(3)
-    q = one.draft_probs.clone()
-    q[:, 0] = one.logits.softmax(1)
-    return Toy(one.logits, q)
+    scores = one.draft_logits.clone()
+    scores[:, 0] = one.logits
+    return Toy(one.logits, scores)
 
 
 TOYS = {
     "plain": lambda: toy(0),
-    "sharp": sharp,
+    "sharp": lambda: sharp(8),
+    # What is left of q after the first draw underflows, partly or wholly.
+    "underflow": lambda: sharp(50),
     "truncated": truncated,
     "small draft vocabulary": small_draft_vocabulary,
     "one token drafted": lambda: small_draft_vocabulary(1),
@@ -209,10 +212,12 @@ def test_more_candidates_are_accepted_more_often() -> None:
     assert rates[-1] == 2.0
 
 
-def sorted_draws(draft_probs: torch.Tensor, exponentials: torch.Tensor) -> torch.Tensor:
+def sorted_draws(
+    draft_logits: torch.Tensor, exponentials: torch.Tensor
+) -> torch.Tensor:
     """The same draws, but the most probable of the first three first."""
-    drawn = in_order_of_draws(draft_probs, exponentials)[..., :3]
-    of_drawn = draft_probs.gather(2, drawn)
+    drawn = in_order_of_draws(draft_logits, exponentials)[..., :3]
+    of_drawn = draft_logits.gather(2, drawn)
     return drawn.gather(2, of_drawn.argsort(dim=2, descending=True))
 
 
