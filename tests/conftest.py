@@ -10,6 +10,9 @@ import pytest
 from tests import interpreter
 from tests.runner import RUNNER
 
+# What the helpers of the tests assert is explained as in the tests themselves.
+pytest.register_assert_rewrite("tests.engine.support")
+
 _ENVIRONMENT = {
     # Engines run in the test's own process, one after another.
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",

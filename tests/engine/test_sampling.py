@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 from vllm import LLM, SamplingParams
@@ -29,23 +29,8 @@ def sampled(seed: int, **options: Any) -> SamplingParams:
     )
 
 
-class WithoutTree(NamedTuple):
-    """Seeded requests that can't have a tree, and plain vLLM's texts for them."""
-
-    params: list[SamplingParams]
-    texts: list[list[int]]
-
-
 @pytest.fixture(scope="module")
-def without_tree(llama: TinyModel, prompts: list[list[int]]) -> WithoutTree:
-    params = [sampled(20 + index, logprobs=1) for index in range(2)]
-    params += [sampled(30 + index, presence_penalty=0.5) for index in range(2)]
-    with engine(llama.path, **UNCHUNKED) as llm:
-        return WithoutTree(params, token_ids(generate(llm, prompts[:4], params)))
-
-
-@pytest.fixture(scope="module")
-def medusa(llama: TinyModel, without_tree: WithoutTree) -> Iterator[LLM]:
+def medusa(llama: TinyModel) -> Iterator[LLM]:
     with engine(
         llama.path, {"model": llama.heads, "tree": "optimal:12"}, **UNCHUNKED
     ) as llm:
@@ -78,6 +63,7 @@ def test_mixed_temperatures(
     assert sum(differ) > COUNT // 4, "the sampled requests were decoded greedily"
 
 
+@pytest.mark.smoke
 def test_seed_reproduces(medusa: LLM, prompts: list[list[int]]) -> None:
     """The same seed gives the same text alone and in company; another one differs."""
     alone = token_ids(generate(medusa, prompts[:1], sampled(7)))[0]
@@ -87,20 +73,6 @@ def test_seed_reproduces(medusa: LLM, prompts: list[list[int]]) -> None:
     )
     assert together[5] == alone
     assert len({tuple(text) for text in together}) == 10
-
-
-@pytest.mark.smoke
-def test_seed_beside_requests_without_tree(
-    medusa: LLM, prompts: list[list[int]], without_tree: WithoutTree
-) -> None:
-    """A request without a tree draws what plain vLLM draws for its seed, and one with a
-    tree draws the same whoever keeps it company."""
-    with_tree = [sampled(40 + index) for index in range(4)]
-    params = without_tree.params + with_tree
-    together = token_ids(generate(medusa, prompts[:8], params))
-    apart = token_ids(generate(medusa, prompts[4:8], with_tree))
-    assert together[:4] == without_tree.texts
-    assert together[4:] == apart
 
 
 def test_several_completions(

@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Heads fitted to a tiny model's own text in seconds: right often, not always.
+"""Heads fitted to a tiny model's text in seconds: right often, not always.
 
-The fit is independent of vllm_medusa.train: one residual block and a projection per
+A fit is independent of vllm_medusa.train: one residual block and a projection per
 head, cross-entropy by Adam over hidden states gathered with transformers.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,11 +55,16 @@ def _greedy_text(
     return tokens, model.model(tokens).last_hidden_state
 
 
+_IGNORED = -100
+"""Target where a text has ended, as cross-entropy ignores it."""
+
+
 @torch.no_grad()
 def _ranks(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """How often each of the 10 best guesses is right: [..., K, V] -> [K, 10]."""
-    hits = logits.topk(10, dim=-1).indices == targets[..., None]
-    return hits.flatten(0, -3).float().mean(0)
+    hits = (logits.topk(10, dim=-1).indices == targets[..., None]).flatten(0, -3)
+    known = (targets != _IGNORED).flatten(0, -2).sum(0)
+    return hits.sum(0) / known[:, None]
 
 
 def fit_heads(
@@ -74,9 +80,52 @@ def fit_heads(
     targets = torch.stack(
         [tokens[:, k + 2 : k + 2 + span] for k in range(num_heads)], dim=-1
     )  # [rows, span, K]
-    inputs = hidden[:, :span].detach()
-    hidden_size, vocab_size = hidden.shape[-1], model.config.vocab_size
+    return _fit(model, hidden[:, :span], targets, 20, num_steps, seed)
 
+
+def fit_heads_to(
+    model_path: Path,
+    texts: Sequence[tuple[list[int], list[int]]],
+    *,
+    num_heads: int = 4,
+    num_steps: int = 100,
+    seed: int = 0,
+) -> FittedHeads:
+    """Fit heads to (prompt, answer) pairs, whatever made the answers.
+
+    They know these texts by heart, so that long paths are accepted where sampling
+    parameters lead away from the model's own greedy text.
+    """
+    model = AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float32)
+    model.eval()
+    span = max(len(answer) for _, answer in texts)
+    hidden = torch.zeros(len(texts), span, model.config.hidden_size)
+    targets = torch.full((len(texts), span, num_heads), _IGNORED)
+    for row, (prompt, answer) in enumerate(texts):
+        with torch.no_grad():
+            states = model.model(torch.tensor([prompt + answer])).last_hidden_state[0]
+        # From the prompt's last token on, whose next token needs no head.
+        hidden[row, : len(answer)] = states[len(prompt) - 1 : -1]
+        for head in range(num_heads):
+            ahead = torch.tensor(answer[head + 1 :], dtype=torch.int64)
+            targets[row, : len(ahead), head] = ahead
+    return _fit(model, hidden, targets, 0, num_steps, seed)
+
+
+def _fit(
+    model: torch.nn.Module,
+    # [rows, span, H]
+    inputs: torch.Tensor,
+    # [rows, span, K]
+    targets: torch.Tensor,
+    num_held_out: int,
+    num_steps: int,
+    seed: int,
+) -> FittedHeads:
+    """Fit by Adam; the accuracy is measured on the last `num_held_out` rows, or on all
+    rows if that is 0."""
+    num_heads = targets.shape[-1]
+    hidden_size, vocab_size = inputs.shape[-1], model.config.vocab_size
     generator = torch.Generator().manual_seed(seed)
     blocks = torch.zeros(num_heads, hidden_size, hidden_size, requires_grad=True)
     biases = torch.zeros(num_heads, hidden_size, requires_grad=True)
@@ -92,20 +141,23 @@ def fit_heads(
             "...kh,kvh->...kv", expanded + functional.silu(gate), projections
         )
 
-    num_train = 140
+    num_train = len(inputs) - num_held_out
     optimizer = torch.optim.Adam([blocks, biases, projections], lr=2e-2)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.1, num_steps)
     for _ in range(num_steps):
         rows = torch.randint(0, num_train, (32,), generator=generator)
         loss = functional.cross_entropy(
-            logits_of(inputs[rows]).flatten(0, 2), targets[rows].flatten()
+            logits_of(inputs[rows]).flatten(0, 2),
+            targets[rows].flatten(),
+            ignore_index=_IGNORED,
         )
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         schedule.step()
+    measured = slice(num_train if num_held_out else 0, None)
     with torch.no_grad():
-        accuracy = _ranks(logits_of(inputs[num_train:]), targets[num_train:])
+        accuracy = _ranks(logits_of(inputs[measured]), targets[measured])
     return FittedHeads(blocks.detach(), biases.detach(), projections.detach(), accuracy)
 
 

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -71,6 +71,32 @@ def chi_square(samples: Iterable[tuple[int, ...]], law: Law) -> float:
         observed.append(rare_observed)
         expected.append(rare_expected)
     o, e = torch.tensor(observed).double(), torch.tensor(expected).double()
-    statistic = ((o - e) ** 2 / e).sum()
-    half_freedom = torch.tensor((len(observed) - 1) / 2).double()
+    return _p_value(((o - e) ** 2 / e).sum(), len(observed))
+
+
+def same_law(
+    samples: Sequence[tuple[int, ...]], others: Sequence[tuple[int, ...]]
+) -> float:
+    """P-value of two samples under the hypothesis that they have one law.
+
+    Cells of fewer than 10 samples in all are pooled.
+    """
+    mine, theirs = Counter(samples), Counter(others)
+    cells = []
+    rare = torch.zeros(2)
+    for cell in mine | theirs:
+        counts = torch.tensor([mine[cell], theirs[cell]])
+        if counts.sum() >= 10:
+            cells.append(counts)
+        else:
+            rare = rare + counts
+    if rare.sum():
+        cells.append(rare)
+    table = torch.stack(cells).double()  # [cells, 2]
+    expected = table.sum(1, keepdim=True) * table.sum(0) / table.sum()
+    return _p_value(((table - expected) ** 2 / expected).sum(), len(cells))
+
+
+def _p_value(statistic: torch.Tensor, num_cells: int) -> float:
+    half_freedom = torch.tensor((num_cells - 1) / 2).double()
     return torch.special.gammaincc(half_freedom, statistic / 2).item()
