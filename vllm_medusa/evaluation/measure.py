@@ -179,7 +179,8 @@ class Measurement:
                     settle=following is None or self._engine(following) != engine,
                 )
                 turn = first_turn + repeat
-                self.measured.records.append(Record(setting, turn, run, machine))
+                record = Record(setting, turn, repeat, run, machine)
+                self.measured.records.append(record)
                 self._done += 1
 
     def _engine(self, setting: Setting) -> Engine:

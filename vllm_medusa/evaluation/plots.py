@@ -120,6 +120,9 @@ def _draw_panel(
             capsize=2,
             label=series,
         )
+    measured = sorted({place for points in lines.values() for place, _ in points})
+    if all(place == int(place) for place in measured):
+        axes.set_xticks(measured, [str(int(place)) for place in measured])
     for index, (series, level) in enumerate(levels.items()):
         axes.axhline(
             level, color=f"{0.3 * index:.1f}", linestyle="--", linewidth=1, label=series

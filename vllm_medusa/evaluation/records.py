@@ -35,12 +35,14 @@ class Record:
     Attributes:
         setting: what was run.
         turn: number shared with the run of plain vLLM that it is compared with.
+        repeat: runs of one setting with the same number have the same seeds.
         run: its answers and steps.
         machine: load and CPU seconds meanwhile, from `Load.since`.
     """
 
     setting: Setting
     turn: int
+    repeat: int
     run: Run
     machine: Mapping[str, float]
 
@@ -70,6 +72,7 @@ class Record:
             "setting": self.setting.name,
             "temperature": self.setting.temperature,
             "turn": self.turn,
+            "repeat": self.repeat,
             "tokens": self.run.tokens,
             "seconds": self.run.seconds,
             "decode_tokens": self.decode_tokens,
@@ -95,7 +98,7 @@ class Summary:
         overhead: step time over plain vLLM's; speedup is about tokens per step ÷
             overhead.
         real_time_factor: see `vllm_medusa.evaluation.metrics.real_time_factor`.
-        quality: of all outputs under the base model.
+        quality: of all outputs under the base model, each draw counted once.
         references: against reference answers; None if no prompt has one.
         other_texts: greedy answers that differ from plain vLLM's of the same turn;
             None above temperature 0, where texts are samples.
@@ -149,7 +152,7 @@ def _summary(
     references: Mapping[str, str],
 ) -> Summary:
     pairs = list(zip(group, partners, strict=True))
-    answers = [answer for record in group for answer in record.run.answers]
+    answers = _distinct_draws(group)
     steps = [(r.run.step_seconds(), p.run.step_seconds()) for r, p in pairs]
     milliseconds = [None if own is None else 1000 * own for own, _ in steps]
     compared = [a for a in answers if a.name in references]
@@ -173,6 +176,17 @@ def _summary(
         else None,
         other_texts=None if setting.temperature else _other_texts(pairs),
     )
+
+
+def _distinct_draws(group: Sequence[Record]) -> list[Answer]:
+    """All answers, less those that are the same draw again: greedy texts, and texts
+    of one seed. As new evidence they would make errors look smaller than they are."""
+    draws: dict[tuple[OutputKey, int], Answer] = {}
+    for record in group:
+        seed = record.repeat if record.setting.temperature else 0
+        for answer in record.run.answers:
+            draws.setdefault((output_key(answer), seed), answer)
+    return list(draws.values())
 
 
 def _other_texts(pairs: Sequence[tuple[Record, Record]]) -> int:

@@ -45,8 +45,8 @@ def make_run(
     return Run(1, sum(step.seconds for step in steps), answers, steps, {})
 
 
-def make_record(setting: Setting, turn: int, run: Run) -> Record:
-    return Record(setting, turn, run, MACHINE)
+def make_record(setting: Setting, turn: int, run: Run, repeat: int = 0) -> Record:
+    return Record(setting, turn, repeat, run, MACHINE)
 
 
 def make_scores(records: Sequence[Record]) -> dict[OutputKey, Score]:

@@ -110,6 +110,7 @@ def test_settings_take_turns_with_plain_back_and_forth(evaluate: Any) -> None:
         ("chain 1", 1),
         ("plain", 1),
     ]
+    assert [r.repeat for r in measured.records] == [0, 0, 0, 1, 1, 1]
     assert seen == [6]
     # Both chains are served by one engine; it rests only before another one runs.
     names = [name for name, job, _ in log if job == "run"]

@@ -86,6 +86,24 @@ def test_quality_is_of_the_setting_s_own_answers() -> None:
     assert wide.quality.agreement == 0.5
 
 
+def test_the_same_draw_is_no_new_evidence() -> None:
+    # Two turns of two repeats each; a greedy text is the same in all of them, and a
+    # drawn one is a draw of its own in every repeat, even if it reads the same.
+    for temperature, draws in ((0.0, 1), (0.7, 2)):
+        records = [
+            make_record(
+                plain("custom", temperature), 2 * half + repeat, make_run(TEXTS), repeat
+            )
+            for half in (0, 1)
+            for repeat in (0, 1)
+        ]
+        (base,) = summarise(records, make_scores(records), {"q-0": "1"})
+        assert base.repeats == 4
+        assert base.quality.tokens == draws * 9
+        assert base.references is not None
+        assert base.references.references == draws
+
+
 def test_references_of_the_prompts_that_have_one() -> None:
     records = [make_record(PLAIN, 0, make_run(TEXTS))]
     (base,) = summarise(records, make_scores(records), {"q-1": "6 7 8 9"})
