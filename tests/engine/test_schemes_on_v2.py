@@ -26,7 +26,7 @@ LOOSE = {"medusa_epsilon": 0.01, "medusa_delta": "none"}
 
 
 def seeded(index: int, extra_args: dict[str, Any] | None = None) -> SamplingParams:
-    """Parameters of one request; each third one's logits depend on the text."""
+    """Parameters of one request; of two thirds the logits depend on the text."""
     return SamplingParams(
         temperature=0.9,
         top_k=12,
@@ -35,6 +35,7 @@ def seeded(index: int, extra_args: dict[str, Any] | None = None) -> SamplingPara
         ignore_eos=True,
         logprobs=0,
         presence_penalty=0.8 if index % 3 == 0 else 0.0,
+        bad_words=["e", "ba", "Z"] if index % 3 == 1 else None,
         extra_args=extra_args,
     )
 
@@ -96,6 +97,20 @@ def test_exact_requests_keep_their_text(
             assert mine[token].logprob == pytest.approx(
                 other[token].logprob, abs=TOLERANCE
             )
+
+
+@pytest.mark.parametrize("tree", [TREE, "beam:3x3"])
+def test_seeded_text_of_paths(
+    llama: TinyModel, prompts: list[list[int]], texts: list[list[int]], tree: str
+) -> None:
+    """Also of trees that differ by request and step, whose rows the host can't know."""
+    with engine(llama.path, {"model": llama.heads, "tree": tree}) as llm:
+        params = [seeded(index) for index in range(COUNT)]
+        outputs = generate(llm, prompts[:COUNT], params)
+        counters = stats(llm)
+    assert token_ids(outputs) == texts
+    assert counters["accepted"] > 0.3 * counters["trees"]
+    assert counters["moved"] > 0
 
 
 def test_typical_thresholds(
