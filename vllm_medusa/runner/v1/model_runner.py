@@ -16,7 +16,6 @@ from vllm_medusa.attention.cpu import TreeCPUAttentionImpl, TreeCPUAttentionMeta
 from vllm_medusa.attention.cpu_cache import CpuRowStore
 from vllm_medusa.attention.tree_batch import TreeBatch
 from vllm_medusa.engine_config import medusa_config
-from vllm_medusa.heads.draft_sampling import DraftSampling
 from vllm_medusa.kv import move_rows, plan_moves
 from vllm_medusa.propose import MedusaProposer, Proposal
 from vllm_medusa.replace import replaced
@@ -26,8 +25,12 @@ from vllm_medusa.runner.v1.accept import StepVerifier
 from vllm_medusa.runner.v1.drafts import Drafts, KeptDrafts
 from vllm_medusa.runner.v1.layouts import Layouts
 from vllm_medusa.runner.v1.processors import ProcessorBuilder
-from vllm_medusa.runner.v1.request_traits import RequestTraits, TraitBook
-from vllm_medusa.runner.v1.row_sampler import Draws, RowSampler
+from vllm_medusa.runner.v1.request_traits import (
+    RequestTraits,
+    TraitBook,
+    draft_sampling,
+)
+from vllm_medusa.runner.v1.row_sampler import RowSampler
 from vllm_medusa.runner.v1.rows import StepRows
 from vllm_medusa.runner.v1.thinking import RowThinkingBudgets
 from vllm_medusa.verify import PLACEHOLDER, Verification
@@ -98,8 +101,10 @@ class MedusaCPUModelRunner(MedusaReport, CPUModelRunner):
         self, scheduler_output: SchedulerOutput, *args: Any, **kwargs: Any
     ) -> Any:
         """As `GPUModelRunner.execute_model`."""
+        # A request that goes on with more of its prompt comes as a new one again.
+        new = {request.req_id for request in scheduler_output.scheduled_new_reqs}
         for memory in (self._drafts, self._traits, self._row_sampler):
-            memory.forget(scheduler_output.finished_req_ids)
+            memory.forget(scheduler_output.finished_req_ids | new)
         with timing.measure("step"):
             return super().execute_model(scheduler_output, *args, **kwargs)
 
@@ -200,11 +205,22 @@ class MedusaCPUModelRunner(MedusaReport, CPUModelRunner):
         # [num_reqs, width] int32
         sampled = torch.full(visited.shape, PLACEHOLDER, dtype=torch.int32)
         sampled[:, 0] = draws.tokens[rows.first_rows]
-        if trees is not None:
-            verification = self._verify(trees, rows, draws, traits)
-            num_nodes = int(trees.num_rows_np.sum()) - trees.num_trees
-            num_accepted = int(verification.num_accepted.sum())
-            self.stats.count(trees.num_trees, num_nodes, num_accepted)
+        if trees is not None and tokens is not None:
+            verification = StepVerifier(
+                trees,
+                tokens,
+                draws,
+                rows.first_rows[trees.requests, None] + trees.tree_rows,
+                [traits[index] for index in trees.request_indices],
+                self._tree_drafts,
+                self.drafter.heads,
+                self.drafter.tree.max_children[: trees.layout.max_depth],
+            ).verify()
+            self.stats.count(
+                trees.num_trees,
+                int(trees.num_rows_np.sum()) - trees.num_trees,
+                int(verification.num_accepted.sum()),
+            )
             with timing.measure("move"):
                 self._commit(trees, verification)
             sampled[trees.requests] = verification.tokens.int()
@@ -215,25 +231,6 @@ class MedusaCPUModelRunner(MedusaReport, CPUModelRunner):
         )
         tensors = self._row_sampler.logprobs(draws, metadata, sampled, visited)
         return SamplerOutput(sampled_token_ids=sampled, logprobs_tensors=tensors)
-
-    def _verify(
-        self,
-        trees: TreeBatch,
-        rows: StepRows,
-        draws: Draws,
-        traits: list[RequestTraits],
-    ) -> Verification:
-        assert rows.tokens is not None
-        return StepVerifier(
-            trees,
-            rows.tokens,
-            draws,
-            rows.first_rows[trees.requests, None] + trees.tree_rows,
-            [traits[index] for index in trees.request_indices],
-            self._tree_drafts,
-            self.drafter.heads,
-            self.drafter.tree.max_children[: trees.layout.max_depth],
-        ).verify()
 
     def _commit(self, trees: TreeBatch, verification: Verification) -> None:
         """Move the accepted rows' keys and values behind the prefix."""
@@ -265,10 +262,8 @@ class MedusaCPUModelRunner(MedusaReport, CPUModelRunner):
         """In place of vLLM's: drafts from the last accepted rows' hidden states."""
         num_nodes = scheduler_output.num_spec_tokens_to_schedule
         drafts: list[list[int]] = [[] for _ in sampled_token_ids]
-        if num_nodes == 0:
-            return drafts
         requests = [index for index, tokens in enumerate(sampled_token_ids) if tokens]
-        if not requests:
+        if num_nodes == 0 or not requests:
             return drafts
         with timing.measure("propose"):
             proposal = self._propose(requests, sample_hidden_states, num_nodes)
@@ -291,11 +286,7 @@ class MedusaCPUModelRunner(MedusaReport, CPUModelRunner):
         if drafter.is_sampling:
             # The root is the last token, and bookkeeping has counted it.
             lengths = input_batch.num_tokens_no_spec[requests].astype(np.int64)
-            sampling = DraftSampling(
-                torch.tensor([t.draft_temperature for t in traits]),
-                torch.tensor([t.seed for t in traits]),
-                torch.from_numpy(lengths) - 1,
-            )
+            sampling = draft_sampling(traits, torch.from_numpy(lengths) - 1)
         if not drafter.has_fixed_tree:
             is_fixed = torch.tensor([t.has_grammar for t in traits])
         proposal = drafter.propose(

@@ -11,6 +11,7 @@ import torch
 from vllm import SamplingParams
 
 from vllm_medusa.acceptance import Acceptance, request_acceptance
+from vllm_medusa.heads.draft_sampling import DraftSampling
 
 if TYPE_CHECKING:
     from vllm.v1.worker.gpu_input_batch import CachedRequestState
@@ -59,7 +60,7 @@ class RequestTraits:
                 or params.repetition_penalty != 1.0
                 or params.min_p > 0.0
                 or params.min_tokens > 0
-                or bool(params.bad_words)
+                or bool(params.bad_words_token_ids)
                 or bool(params.logit_bias)
                 or bool(params.allowed_token_ids)
             ),
@@ -73,6 +74,19 @@ class RequestTraits:
     def has_greedy_roots(self) -> bool:
         """Whether the token after the accepted ones is not drawn, but the best one."""
         return _is_greedy(self.acceptance)
+
+
+def draft_sampling(
+    traits: Sequence[RequestTraits],
+    # [num_reqs] int64, of each request's last token
+    positions: torch.Tensor,
+) -> DraftSampling:
+    """Return how the candidates that will follow the last tokens are drawn."""
+    return DraftSampling(
+        torch.tensor([t.draft_temperature for t in traits]),
+        torch.tensor([t.seed for t in traits]),
+        positions,
+    )
 
 
 def _is_greedy(acceptance: Acceptance) -> bool:
