@@ -32,7 +32,7 @@ OPTIONS: dict[str, Any] = {
 
 
 def save_adapter(model: Path, folder: Path, *, seed: int) -> Path:
-    """Save a random adapter of the attention's input and the MLP's output."""
+    """Save a random adapter of attention, MLPs and the LM head."""
     config = AutoConfig.from_pretrained(model)
     width = config.hidden_size
     outer = config.num_attention_heads * config.head_dim
@@ -42,15 +42,20 @@ def save_adapter(model: Path, folder: Path, *, seed: int) -> Path:
         "self_attn.v_proj": (config.num_key_value_heads * config.head_dim, width),
         "mlp.down_proj": (width, config.intermediate_size),
     }
+    modules = {
+        f"model.layers.{layer}.{name}": shape
+        for layer in range(config.num_hidden_layers)
+        for name, shape in shapes.items()
+    }
+    modules["lm_head"] = (config.vocab_size, width)
     generator = torch.Generator().manual_seed(seed)
     tensors = {}
-    for layer in range(config.num_hidden_layers):
-        for name, (out_features, in_features) in shapes.items():
-            prefix = f"base_model.model.model.layers.{layer}.{name}"
-            down = torch.randn(RANK, in_features, generator=generator)
-            up = torch.randn(out_features, RANK, generator=generator)
-            tensors[f"{prefix}.lora_A.weight"] = down * in_features**-0.5
-            tensors[f"{prefix}.lora_B.weight"] = 0.3 * up * RANK**-0.5
+    for name, (out_features, in_features) in modules.items():
+        down = torch.randn(RANK, in_features, generator=generator)
+        up = torch.randn(out_features, RANK, generator=generator)
+        prefix = f"base_model.model.{name}"
+        tensors[f"{prefix}.lora_A.weight"] = down * in_features**-0.5
+        tensors[f"{prefix}.lora_B.weight"] = 0.3 * up * RANK**-0.5
     folder.mkdir()
     save_file(tensors, folder / "adapter_model.safetensors")
     adapter = {
@@ -59,7 +64,7 @@ def save_adapter(model: Path, folder: Path, *, seed: int) -> Path:
         "base_model_name_or_path": str(model),
         "r": RANK,
         "lora_alpha": ALPHA,
-        "target_modules": sorted(name.split(".")[-1] for name in shapes),
+        "target_modules": sorted({name.split(".")[-1] for name in modules}),
     }
     (folder / "adapter_config.json").write_text(json.dumps(adapter))
     return folder

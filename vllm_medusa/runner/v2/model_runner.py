@@ -6,6 +6,7 @@ from __future__ import annotations
 import gc
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from vllm.logger import init_logger
 from vllm.v1.worker.cpu.model_runner import CPUModelRunner
@@ -45,6 +46,8 @@ class MedusaModelRunner(MedusaReport, GPUModelRunner):
     """
 
     speculator: MedusaSpeculator
+    # [num_reqs] int32, rows of logits of each request in the step that begins
+    _num_logits: np.ndarray | None = None
 
     def __init__(self, vllm_config: VllmConfig, device: torch.device) -> None:
         with replaced(model_runner, "init_speculator", MedusaSpeculator):
@@ -176,7 +179,20 @@ class MedusaModelRunner(MedusaReport, GPUModelRunner):
             input_batch, kernel_block_tables(self.attn_groups, block_tables)
         )
         self._count(input_batch)
+        self._num_logits = np.diff(input_batch.cu_num_logits_np)
         return block_tables, slot_mappings
+
+    def _set_active_loras(
+        self, prompt_lora_mapping: tuple[int, ...], *args: Any, **kwargs: Any
+    ) -> None:
+        """As `GPUModelRunner._set_active_loras`, of a step's requests with the adapter
+        of each row of logits, where vLLM gives one for each request."""
+        if self._num_logits is not None:
+            rows = np.repeat(prompt_lora_mapping, self._num_logits)
+            prompt_lora_mapping = tuple(rows.tolist())
+            # Dummy steps, which come without `prepare_attn`, count rows themselves.
+            self._num_logits = None
+        super()._set_active_loras(prompt_lora_mapping, *args, **kwargs)
 
     def prepare_dummy_attn(self, *args: Any, **kwargs: Any) -> Any:
         """As `GPUModelRunner.prepare_dummy_attn`: a step without trees."""
