@@ -12,12 +12,14 @@ from typing import Any
 import pytest
 import torch
 from vllm import SamplingParams
+from vllm.v1.sample.sampler import Sampler
 
 from tests.unit.runner.v1_steps import VOCAB_SIZE, RandomStep
 from vllm_medusa.acceptance import Acceptance
 from vllm_medusa.attention.tree_batch import TreeBatch
 from vllm_medusa.runner.v1.accept import StepVerifier
 from vllm_medusa.runner.v1.drafts import Drafts
+from vllm_medusa.runner.v1.generators import RowGenerators
 from vllm_medusa.runner.v1.request_traits import RequestTraits, TraitBook
 from vllm_medusa.runner.v1.row_sampler import Draws
 from vllm_medusa.verify import (
@@ -103,12 +105,13 @@ def test_each_by_its_own_scheme(seed: int) -> None:
         Drafts(probs=torch.rand(depth, VOCAB_SIZE, generator=generator).softmax(-1))
         for depth in [NUM_HEADS, *rng.choices(range(NUM_HEADS - 1, NUM_HEADS + 1), k=9)]
     ][: trees.num_trees]
+    no_generators = RowGenerators({}, rows, Sampler(), VOCAB_SIZE)
     heads: Any = SimpleNamespace(draft_token_ids=None)
     max_children = (trees.width,) * trees.layout.max_depth
     result = StepVerifier(
         trees,
         tokens,
-        Draws(drawn, target, None, None),
+        Draws(drawn, target, None, None, no_generators),
         places,
         traits,
         drafts,

@@ -73,7 +73,9 @@ def test_penalties_masks_and_bad_words_by_row() -> None:
         bad_words_token_ids=words,
     )
     logits = torch.randn(len(outputs), VOCAB_SIZE, generator=generator)
-    of_rows = processing_metadata(of_requests, rows, outputs, LogitsProcessors(), None)
+    of_rows = processing_metadata(
+        of_requests, rows, {}, outputs, LogitsProcessors(), None
+    )
     sampler = Sampler()
     actual = sampler.apply_logits_processors(logits.clone(), of_rows, False)
     num_excluded = 0
@@ -117,7 +119,7 @@ def test_target_is_what_the_sampler_draws_from(
         top_p=torch.tensor([1.0, 0.8, 0.6]),
         max_num_logprobs=1,
     )
-    of_rows = row_metadata(of_requests, rows.owners)
+    of_rows = row_metadata(of_requests, rows.owners, {})
     if has_min_p:
         config = SimpleNamespace(scheduler_config=SimpleNamespace(max_num_seqs=16))
         min_p = MinPLogitsProcessor(config, torch.device("cpu"), False)
@@ -133,15 +135,3 @@ def test_target_is_what_the_sampler_draws_from(
     assert processed is not None
     torch.testing.assert_close(target, processed)
     assert target.isinf().any()
-
-
-def test_seeded_rows_share_their_request_s_generator() -> None:
-    generators = {1: torch.Generator(), 2: torch.Generator()}
-    owners = torch.tensor([0, 1, 1, 1, 2])
-    of_rows = row_metadata(metadata(3, generators=generators), owners)
-    assert of_rows.generators == {
-        1: generators[1],
-        2: generators[1],
-        3: generators[1],
-        4: generators[2],
-    }

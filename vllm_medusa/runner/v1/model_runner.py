@@ -226,9 +226,7 @@ class MedusaCPUModelRunner(MedusaReport, CPUModelRunner):
             sampled[trees.requests] = verification.tokens.int()
             visited[trees.requests] += verification.rows
         self._draft_rows = visited[:, -1]
-        self._row_sampler.commit(
-            dict(zip(req_ids, self._draft_rows.tolist(), strict=True))
-        )
+        self._row_sampler.commit(draws, req_ids, self._draft_rows.tolist())
         tensors = self._row_sampler.logprobs(draws, metadata, sampled, visited)
         return SamplerOutput(sampled_token_ids=sampled, logprobs_tensors=tensors)
 

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -13,6 +13,7 @@ from vllm.v1.sample.metadata import SamplingMetadata
 from vllm.v1.sample.sampler import Sampler
 
 from vllm_medusa.runner.v1 import logprobs
+from vllm_medusa.runner.v1.generators import RowGenerators
 from vllm_medusa.runner.v1.processors import RowProcessors
 from vllm_medusa.runner.v1.request_traits import RequestTraits
 from vllm_medusa.runner.v1.rows import (
@@ -34,13 +35,14 @@ class Draws:
     `tokens` [num_rows] int64: one per row. `target` [num_rows, vocab_size] float32:
     logits of the distributions that they were drawn from, if a request's acceptance
     needs them. `raw` and `processed` [num_rows, vocab_size]: what logprobs are made of,
-    if a request wants any.
+    if a request wants any. `generators`: of seeded requests, behind these draws.
     """
 
     tokens: torch.Tensor
     target: torch.Tensor | None
     raw: torch.Tensor | None
     processed: torch.Tensor | None
+    generators: RowGenerators
 
 
 class RowSampler:
@@ -73,13 +75,16 @@ class RowSampler:
             # float32 is changed in place, other types are converted first.
             raw = logits.clone() if logits.dtype == torch.float32 else logits
         logits = logits.float()
+        generators = RowGenerators(
+            metadata.generators, rows, self.sampler, logits.shape[1]
+        )
         if self.processors.has_custom or any(t.is_processed for t in traits):
-            row_data = self._as_requests(metadata, rows, requests)
+            row_data = self._as_requests(metadata, rows, generators, requests)
             logits = self.sampler.apply_logits_processors(
                 logits, row_data, predict_bonus_token=False
             )
         else:
-            row_data = row_metadata(metadata, rows.owners)
+            row_data = row_metadata(metadata, rows.owners, generators.by_row)
         target = None
         if any(t.acceptance.scheme != "exact" for t in traits):
             target = target_logits(logits, row_data)
@@ -89,12 +94,13 @@ class RowSampler:
         if target is not None and any(has_greedy_roots):
             is_greedy = torch.tensor(has_greedy_roots)[rows.owners]
             tokens = torch.where(is_greedy, target.argmax(dim=-1), tokens)
-        return Draws(tokens, target, raw, processed)
+        return Draws(tokens, target, raw, processed, generators)
 
     def _as_requests(
         self,
         metadata: SamplingMetadata,
         rows: StepRows,
+        generators: RowGenerators,
         requests: Sequence[CachedRequestState],
     ) -> SamplingMetadata:
         """Present the rows to processors and thinking budgets as requests."""
@@ -110,7 +116,12 @@ class RowSampler:
         if self.budgets is not None:
             self.budgets.begin(owners, rows.parents)
         return processing_metadata(
-            metadata, rows, outputs, self.processors.processors, self.budgets
+            metadata,
+            rows,
+            generators.by_row,
+            outputs,
+            self.processors.processors,
+            self.budgets,
         )
 
     def logprobs(
@@ -131,12 +142,15 @@ class RowSampler:
 
     def commit(
         self,
-        # by id of the request: row of its last accepted token
-        last_rows: Mapping[str, int],
+        draws: Draws,
+        # [num_reqs] each; the row of a request's last accepted token
+        req_ids: Sequence[str],
+        last_rows: Sequence[int],
     ) -> None:
         """Let each request go on from the row that it has come to."""
+        draws.generators.commit(last_rows)
         if self.budgets is not None:
-            self.budgets.commit(last_rows)
+            self.budgets.commit(dict(zip(req_ids, last_rows, strict=True)))
 
     def forget(self, req_ids: Collection[str]) -> None:
         """Drop requests that have ended."""

@@ -82,24 +82,20 @@ def row_metadata(
     metadata: SamplingMetadata,
     # [num_rows] int64, request of each row
     owners: torch.Tensor,
+    # by row
+    generators: dict[int, torch.Generator],
 ) -> SamplingMetadata:
     """Return the metadata with one entry per row instead of one per request.
 
     For `Sampler.sample` where no request changes logits by its text: temperature,
-    top-p, top-k and generators. Rows of one seeded request draw from its generator one
-    after the other.
+    top-p, top-k and generators.
     """
-    generators = metadata.generators
     return replace(
         metadata,
         temperature=_at(metadata.temperature, owners),
         top_p=_at(metadata.top_p, owners),
         top_k=_at(metadata.top_k, owners),
-        generators={
-            row: generators[owner]
-            for row, owner in enumerate(owners.tolist() if generators else ())
-            if owner in generators
-        },
+        generators=generators,
         logitsprocs=LogitsProcessors(),
         spec_token_ids=None,
         thinking_budget_state_holder=None,
@@ -109,6 +105,8 @@ def row_metadata(
 def processing_metadata(
     metadata: SamplingMetadata,
     rows: StepRows,
+    # by row
+    generators: dict[int, torch.Generator],
     # [num_rows] lists of tokens
     outputs: list[list[int]],
     processors: LogitsProcessors,
@@ -120,7 +118,7 @@ def processing_metadata(
     """
     owners, words = rows.owners, metadata.bad_words_token_ids
     result = replace(
-        row_metadata(metadata, owners),
+        row_metadata(metadata, owners, generators),
         output_token_ids=outputs,
         allowed_token_ids_mask=_at(metadata.allowed_token_ids_mask, owners),
         bad_words_token_ids={
