@@ -82,14 +82,12 @@ def comparison(
         yield comparison
 
 
-@pytest.mark.runner("v2", reason="V1's sampler does not key its noise on positions")
 @pytest.mark.parametrize("name", ["penalties", "words", "several completions"])
 def test_alone(comparison: Comparison, name: str) -> None:
     comparison.check_alone(name)
     assert comparison.num_changed(name) > COUNT // 4
 
 
-@pytest.mark.runner("v2", reason="V1's sampler does not key its noise on positions")
 def test_mixed(comparison: Comparison) -> None:
     comparison.check_mixed()
 
