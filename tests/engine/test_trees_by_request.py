@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from vllm.sampling_params import StructuredOutputsParams
 
 from tests.engine.conftest import TinyModel
 from tests.engine.support.engines import engine, generate, greedy, stats, token_ids
@@ -24,6 +25,7 @@ from vllm_medusa.tree import TokenTree
 pytestmark = pytest.mark.engine
 
 NUM_NODES, MAX_TOKENS = 6, 16
+COUNT = sample(24, 6)
 TREES = [
     TokenTree.from_paths(paths)
     for paths in (
@@ -76,3 +78,28 @@ def test_text_is_unchanged(
     assert text == [tokens[:MAX_TOKENS] for tokens in plain[:8]]
     assert counters["accepted"] > 20
     assert counters["moved"] > 5
+
+
+def test_beam_trees_beside_a_grammar(
+    llama: TinyModel, prompts: list[list[int]], plain: list[list[int]]
+) -> None:
+    """Trees are the heads' own choice, in each step another; a request with a grammar
+    keeps the fixed one, for which the scheduler makes its masks."""
+    regex = StructuredOutputsParams(regex="[a-z]{9,}")
+    params = [
+        greedy(MAX_TOKENS, structured_outputs=regex if index % 3 == 0 else None)
+        for index in range(COUNT)
+    ]
+    chosen = prompts[:COUNT]
+    with engine(llama.path) as llm:
+        expected = token_ids(generate(llm, chosen, params))
+    medusa = {"model": llama.heads, "tree": "beam:3x3"}
+    with engine(llama.path, medusa) as llm:
+        texts = token_ids(generate(llm, chosen, params))
+        counters = stats(llm)
+    assert texts == expected
+    assert texts[1] == plain[1][:MAX_TOKENS]
+    assert texts[0] != plain[0][:MAX_TOKENS]
+    assert counters["without_tree"] == {}
+    assert counters["accepted"] > COUNT
+    assert counters["moved"] > 0
