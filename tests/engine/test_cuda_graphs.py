@@ -8,7 +8,10 @@ and that a replay reads nothing but the buffers of the capture.
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
+from vllm import SamplingParams
 
 from tests.engine.conftest import TinyModel
 from tests.engine.support.engines import engine, generate, greedy, stats, token_ids
@@ -48,3 +51,30 @@ def test_text_is_unchanged(llama: TinyModel, prompts: list[list[int]]) -> None:
         assert replays[size] > 0
     assert replays[14, 4] == 0
     assert sum(graph.replays for graph in graphs["heads"].values()) > 5
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"tree": "optimal:6", "acceptance": "rejection"}, {"tree": "beam:2x3"}],
+    ids=lambda options: options["tree"],
+)
+def test_candidates_by_request(
+    llama: TinyModel, prompts: list[list[int]], options: dict[str, Any]
+) -> None:
+    """Noise, temperatures, places in the request state and trees reach the graph of
+    the heads through buffers; batches of 3 are padded to 4."""
+    params = [
+        SamplingParams(temperature=0.9, seed=index, max_tokens=length, ignore_eos=True)
+        for index, length in enumerate((20, 12, 8))
+    ]
+    medusa = {"model": llama.heads, **options, "attention": "triton"}
+    with engine(llama.path, medusa) as llm:
+        eager = token_ids(generate(llm, prompts[:3], params))
+        expected = stats(llm)
+    with engine(llama.path, medusa) as llm, replayed_graphs(llm, [7, 14, 28]) as graphs:
+        assert token_ids(generate(llm, prompts[:3], params)) == eager
+        # The same drafts, not only the same text.
+        assert stats(llm) == expected
+    assert expected["accepted"] > 0
+    replays = {size: graph.replays for (_, size), graph in graphs["heads"].items()}
+    assert sum(replays.values()) > 5
