@@ -18,11 +18,12 @@ from tests.unit.runner.v1_steps import VOCAB_SIZE, RandomStep
 from vllm_medusa.acceptance import Acceptance
 from vllm_medusa.attention.tree_batch import TreeBatch
 from vllm_medusa.runner.v1.accept import StepVerifier
-from vllm_medusa.runner.v1.drafts import Drafts
+from vllm_medusa.runner.v1.drafts import NO_DRAFTS, Drafts
 from vllm_medusa.runner.v1.generators import RowGenerators
 from vllm_medusa.runner.v1.request_traits import RequestTraits, TraitBook
 from vllm_medusa.runner.v1.row_sampler import Draws
 from vllm_medusa.verify import (
+    PLACEHOLDER,
     Verification,
     row_statistics,
     verify_exact,
@@ -105,8 +106,10 @@ def test_each_by_its_own_scheme(seed: int) -> None:
         Drafts(probs=torch.rand(depth, VOCAB_SIZE, generator=generator).softmax(-1))
         for depth in [NUM_HEADS, *rng.choices(range(NUM_HEADS - 1, NUM_HEADS + 1), k=9)]
     ][: trees.num_trees]
+    # One has placeholders, which no draw may equal.
+    drafts[-1] = NO_DRAFTS
     no_generators = RowGenerators({}, rows, Sampler(), VOCAB_SIZE)
-    heads: Any = SimpleNamespace(draft_token_ids=None)
+    heads: Any = SimpleNamespace(draft_token_ids=None, vocab_size=VOCAB_SIZE)
     max_children = (trees.width,) * trees.layout.max_depth
     result = StepVerifier(
         trees,
@@ -119,12 +122,16 @@ def test_each_by_its_own_scheme(seed: int) -> None:
         max_children,
     ).verify()
     for index, own in enumerate(traits):
-        probs = drafts[index].probs
+        probs, own_tokens = drafts[index].probs, tokens[index, None]
+        if drafts[index] is NO_DRAFTS:
+            probs = torch.zeros(NUM_HEADS, VOCAB_SIZE)
+            own_tokens = torch.full_like(own_tokens, PLACEHOLDER)
+            assert result.num_accepted[index] == 0
         assert probs is not None
         expected = alone(
             trees,
             index,
-            tokens[index, None],
+            own_tokens,
             drawn[places[index]][None],
             target[places[index]],
             own,
@@ -150,7 +157,7 @@ def test_what_parameters_ask_for() -> None:
         ),
         engine,
     )
-    assert typical.needs_rows and typical.has_greedy_roots
+    assert typical.ends_greedily and not typical.needs_rows
     assert typical.draft_temperature == 0.0
 
 

@@ -15,6 +15,7 @@ from vllm_medusa.runner.v1.drafts import Drafts
 from vllm_medusa.runner.v1.request_traits import RequestTraits
 from vllm_medusa.runner.v1.row_sampler import Draws
 from vllm_medusa.verify import (
+    PLACEHOLDER,
     Verification,
     row_statistics,
     verify_exact,
@@ -42,7 +43,9 @@ class StepVerifier:
         max_children: Sequence[int],
     ) -> None:
         self.trees = trees
-        self.tokens = tokens
+        # A negative token is never accepted.
+        are_placeholders = torch.tensor([own.are_placeholders for own in drafts])
+        self.tokens = tokens.masked_fill(are_placeholders[:, None], PLACEHOLDER)
         self.draws = draws
         self.rows = rows
         self.traits = traits
@@ -110,19 +113,24 @@ class StepVerifier:
     def _rejection(self, which: list[int]) -> Verification:
         trees, target = self.trees, self.draws.target
         assert target is not None
-        probs = [self.drafts[index].probs for index in which]
+        nothing = torch.zeros(1, self.heads.vocab_size)
+        own = [self.drafts[index].probs for index in which]
+        # Requests may have had their drafts proposed in steps of other depths.
+        probs = pad_sequence(
+            [nothing if p is None else p for p in own], batch_first=True
+        )
         return verify_rejection(
             self.tokens[which],
             target,
             self.rows[which],
-            # Requests may have had their drafts proposed in steps of other depths.
-            pad_sequence([p for p in probs if p is not None], batch_first=True),
+            probs,
             self.heads.draft_token_ids,
             trees.parents()[which],
             trees.depths()[which],
             trees.num_rows[which],
             torch.tensor([self.traits[index].seed for index in which]),
             trees.bases[which],
-            self.max_children,
+            # Other requests' trees may be deeper.
+            self.max_children[: probs.shape[1]],
             trees.layout.max_depth,
         )

@@ -17,11 +17,12 @@ class Drafts:
 
     `parents` [num_nodes + 1] int64: parent row of each row, the root's own entry is 0;
     None stands for the proposer's tree. `probs` [depth, draft_vocab] float32: as in
-    `Proposal`.
+    `Proposal`. `are_placeholders`: nothing was proposed, and nothing may be accepted.
     """
 
     parents: torch.Tensor | None = None
     probs: torch.Tensor | None = None
+    are_placeholders: bool = False
 
 
 class KeptDrafts:
@@ -45,7 +46,8 @@ class KeptDrafts:
         for index, req_id in enumerate(req_ids):
             self._drafts[req_id] = Drafts(
                 None if parents is None else parents[index].long(),
-                None if probs is None else probs[index],
+                # A view would keep the whole batch's alive.
+                None if probs is None else probs[index].clone(),
             )
 
     def take(self, req_ids: Sequence[str]) -> list[Drafts]:
@@ -58,5 +60,24 @@ class KeptDrafts:
             self._drafts.pop(req_id, None)
 
 
+def without_placeholders(
+    # of each tree
+    drafts: Sequence[Drafts],
+    first_tokens: Sequence[int],
+) -> list[Drafts]:
+    """Return the drafts of a step's trees, `NO_DRAFTS` where the tokens are negative.
+
+    vLLM's scheduler pads a request that joins with one token to compute to the size of
+    a tree. Drafts that it had before a preemption are not those that are verified.
+    """
+    return [
+        NO_DRAFTS if token < 0 else own
+        for own, token in zip(drafts, first_tokens, strict=True)
+    ]
+
+
 NO_DETAILS = Drafts()
 """The best tokens, in the proposer's tree."""
+
+NO_DRAFTS = Drafts(are_placeholders=True)
+"""Placeholders, in the proposer's tree."""

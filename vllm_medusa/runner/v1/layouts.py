@@ -20,6 +20,7 @@ class Layouts:
         """`tree` is the proposer's; requests have its first nodes if it is fixed."""
         self.tree = tree
         self.has_fixed_tree = has_fixed_tree
+        self._parents = torch.tensor((0, *tree.parents[1:]))
         self._layouts: dict[int, TreeLayout] = {}
 
     def of(
@@ -33,8 +34,8 @@ class Layouts:
         if not self.has_fixed_tree:
             parents = torch.zeros(len(num_rows), width, dtype=torch.int64)
             for row, count, own in zip(parents, num_rows, drafts, strict=True):
-                assert own.parents is not None
-                row[:count] = own.parents[:count]
+                chosen = self._parents if own.parents is None else own.parents
+                row[:count] = chosen[:count]
             return TreeLayout.of_parents(parents)
         if width not in self._layouts:
             tree = self.tree.truncate(width - 1)

@@ -22,7 +22,7 @@ from vllm_medusa.replace import replaced
 from vllm_medusa.runner.report import MedusaReport
 from vllm_medusa.runner.requests import MedusaStats
 from vllm_medusa.runner.v1.accept import StepVerifier
-from vllm_medusa.runner.v1.drafts import Drafts, KeptDrafts
+from vllm_medusa.runner.v1.drafts import Drafts, KeptDrafts, without_placeholders
 from vllm_medusa.runner.v1.layouts import Layouts
 from vllm_medusa.runner.v1.processors import ProcessorBuilder
 from vllm_medusa.runner.v1.request_traits import (
@@ -144,7 +144,11 @@ class MedusaCPUModelRunner(MedusaReport, CPUModelRunner):
         num_rows = num_drafts[requests] + 1
         ends = self.query_start_loc.np[requests + 1].astype(np.int64)
         computed = self.input_batch.num_computed_tokens_cpu[requests].astype(np.int64)
-        self._tree_drafts = [drafts[index] for index in requests]
+        first_drafts = (num_drafts.cumsum() - num_drafts)[requests]
+        self._tree_drafts = without_placeholders(
+            [drafts[index] for index in requests],
+            metadata.draft_token_ids[first_drafts].tolist(),
+        )
         return TreeBatch(
             request_indices=requests,
             row_starts=ends - num_rows,
