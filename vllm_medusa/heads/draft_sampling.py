@@ -40,17 +40,22 @@ def draw_drafts(
         probabilities at the request's temperature, float32 [num_reqs, num_heads,
         draft_vocab].
     """
-    temperature = sampling.temperature[:, None, None]
+    temperature = sampling.temperature[:, None]
     is_greedy = temperature == 0
-    logits = logits / torch.where(is_greedy, 1.0, temperature)
-    log_probs = logits.log_softmax(dim=-1)
-    num_heads, draft_vocab = logits.shape[1:]
-    noise = exponential(
-        Stream.DRAFT,
-        sampling.seeds[:, None, None],
-        sampling.positions[:, None, None],
-        torch.arange(num_heads, device=logits.device)[:, None],
-        torch.arange(draft_vocab, device=logits.device),
-    )
-    race = torch.where(is_greedy, log_probs, log_probs - noise.log())
-    return race.topk(k, dim=-1).indices, log_probs.exp()
+    divisor = torch.where(is_greedy, 1.0, temperature)
+    columns = torch.arange(logits.shape[2], device=logits.device)
+    drawn, probs = [], torch.empty_like(logits)
+    # One head at a time: the noise of one takes several times its logits' memory.
+    for head in range(logits.shape[1]):
+        log_probs = (logits[:, head] / divisor).log_softmax(dim=-1)
+        noise = exponential(
+            Stream.DRAFT,
+            sampling.seeds[:, None],
+            sampling.positions[:, None],
+            head,
+            columns,
+        )
+        race = torch.where(is_greedy, log_probs, log_probs - noise.log_())
+        drawn.append(race.topk(k, dim=-1).indices)
+        probs[:, head] = log_probs.exp_()
+    return torch.stack(drawn, dim=1), probs

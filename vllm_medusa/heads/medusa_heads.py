@@ -147,11 +147,6 @@ class MedusaHeads(nn.Module):
         None if column i is token i."""
         return self.projection.draft_token_ids
 
-    @property
-    def draft_vocab(self) -> int:
-        """Columns of a draft distribution."""
-        return self.projection.draft_vocab
-
     # hidden: [batch, hidden_size], last hidden state after the final norm
     def sample(
         self, hidden: torch.Tensor, num_heads: int, k: int, sampling: DraftSampling

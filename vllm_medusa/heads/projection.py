@@ -36,6 +36,7 @@ class FusedProjection(nn.Module):
     down: torch.Tensor | None
     token_ids: torch.Tensor | None
     draft_token_ids: torch.Tensor | None
+    _columns: torch.Tensor | None
 
     def __init__(
         self,
@@ -55,14 +56,15 @@ class FusedProjection(nn.Module):
             # It may pack the matrix, so nothing else refers to that.
             self._product = prepare_linear(shard.weight, shard.bias)
         self.register_buffer("token_ids", shard.token_ids, persistent=False)
-        self._rows = rows = shard.weight.shape[-2]
-        self._padded_rows, draft_token_ids = rows, shard.token_ids
-        if parallel.size > 1:
-            # float32 holds every number exactly; some back ends gather nothing else.
-            count = torch.tensor([float(rows)], device=shard.weight.device)
-            self._padded_rows = int(parallel.stack(count).max())
-            draft_token_ids = self._all_token_ids(shard)
+        draft_token_ids = columns = None
+        if parallel.size == 1:
+            draft_token_ids = shard.token_ids
+        else:
+            columns = self._gathered_columns(shard)
+            draft_token_ids = self._gathered_token_ids(shard, columns)
         self.register_buffer("draft_token_ids", draft_token_ids, persistent=False)
+        # [draft_vocab] int64, or None where nothing is gathered
+        self.register_buffer("_columns", columns, persistent=False)
         self.register_buffer("down", down, persistent=False)
 
     @classmethod
@@ -111,30 +113,49 @@ class FusedProjection(nn.Module):
             features = torch.bmm(features, self.down[:num_heads].transpose(1, 2))
         return torch.bmm(features, self.weight[:num_heads].transpose(1, 2))
 
-    @property
-    def draft_vocab(self) -> int:
-        """Columns of `draft_logits`."""
-        return self.parallel.size * self._padded_rows
-
     # features: [num_heads, batch, hidden_size]
     def draft_logits(self, features: torch.Tensor) -> torch.Tensor:
         """Logits over the vocabulary of all ranks, float32 [batch, num_heads,
-        draft_vocab]; -inf where a rank's part of it is shorter than another's."""
+        draft_vocab]."""
         logits = self.logits(features).float().transpose(0, 1)
-        if self.parallel.size == 1:
-            return logits
-        padding = (0, self._padded_rows - self._rows)
-        logits = F.pad(logits, padding, value=-torch.inf)
-        return self.parallel.gather(logits, self.draft_vocab)
+        return logits if self._columns is None else self._gather(logits, self._columns)
+
+    # [..., draft_vocab]
+    def _gather(
+        self,
+        # [..., rows]
+        values: torch.Tensor,
+        columns: torch.Tensor,
+    ) -> torch.Tensor:
+        """Values of all ranks' rows; the last ranks' parts may be shorter."""
+        padded = F.pad(values, (0, self._padded_rows - values.shape[-1]))
+        length = self.parallel.size * self._padded_rows
+        return self.parallel.gather(padded, length).index_select(-1, columns)
 
     # [draft_vocab] int64
-    def _all_token_ids(self, shard: VocabularyShard) -> torch.Tensor:
+    def _gathered_columns(self, shard: VocabularyShard) -> torch.Tensor:
+        """Where the rows of all ranks stand among what is gathered, padding aside."""
+        device = shard.weight.device
+        # float32 holds every number exactly; some back ends gather nothing else.
+        count = torch.tensor([float(shard.weight.shape[-2])], device=device)
+        counts = self.parallel.stack(count).flatten().long().tolist()
+        self._padded_rows = max(counts)
+        return torch.cat(
+            [
+                rank * self._padded_rows + torch.arange(count, device=device)
+                for rank, count in enumerate(counts)
+            ]
+        )
+
+    # [draft_vocab] int64
+    def _gathered_token_ids(
+        self, shard: VocabularyShard, columns: torch.Tensor
+    ) -> torch.Tensor:
         ids = shard.token_ids
         if ids is None:
-            rows = torch.arange(self._rows, device=shard.weight.device)
+            rows = torch.arange(shard.weight.shape[-2], device=shard.weight.device)
             ids = shard.start + rows
-        ids = F.pad(ids, (0, self._padded_rows - self._rows))
-        return self.parallel.stack(ids.float()).flatten().long()
+        return self._gather(ids.float(), columns).long()
 
     # features: [num_heads, batch, hidden_size]
     def top_k(

@@ -56,10 +56,12 @@ def greedy_and_drawn() -> DraftSampling:
 # probs: [BATCH, num_heads, draft_vocab] -> [BATCH, num_heads, VOCAB]
 def spread(heads: MedusaHeads, probs: torch.Tensor) -> torch.Tensor:
     """Distributions over the draft vocabulary as ones over the base's."""
-    assert probs.shape[-1] == heads.draft_vocab
+    assert probs.shape[-1] == heads.vocab_size
     ids = heads.draft_token_ids
     if ids is None:
         return probs
+    # Rejection sampling would count a token twice that stood there twice.
+    assert len(ids.unique()) == len(ids) == heads.vocab_size
     return torch.zeros(*probs.shape[:2], VOCAB).index_add_(-1, ids, probs)
 
 
