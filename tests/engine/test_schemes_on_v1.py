@@ -119,20 +119,26 @@ def test_typical_thresholds(llama: TinyModel, prompts: list[list[int]]) -> None:
     assert accepted["strict"] < 0.05 < accepted["default"] < accepted["loose"]
 
 
-@pytest.mark.parametrize("penalty", [0.0, 1.5])
-def test_greedy_roots(
+@pytest.mark.parametrize("penalty", [1.0, 1.5])
+def test_greedy_first_token(
     llama: TinyModel, prompts: list[list[int]], penalty: float
 ) -> None:
-    """Where nothing is accepted, each step emits its most probable token, the step of
-    the prompt as well."""
+    """Where nothing is accepted, each step emits its most probable token; only the
+    prompt's own step has no tree and draws."""
     asked = {**STRICT, **GREEDY_ROOTS, "medusa_acceptance": "typical"}
-    options = {"presence_penalty": penalty, "max_tokens": LENGTH, "ignore_eos": True}
-    with engine(llama.path) as llm:
-        params = SamplingParams(temperature=0.0, **options)
-        expected = token_ids(generate(llm, prompts[:COUNT], params))
+    options = {"repetition_penalty": penalty, "ignore_eos": True}
     with engine(llama.path, {"model": llama.heads, "tree": TREE}) as llm:
-        params = SamplingParams(temperature=0.9, extra_args=asked, **options)
-        assert token_ids(generate(llm, prompts[:COUNT], params)) == expected
+        params = SamplingParams(
+            temperature=0.9, max_tokens=LENGTH, extra_args=asked, **options
+        )
+        texts = token_ids(generate(llm, prompts[:COUNT], params))
+    begun = [
+        prompt + text[:1] for prompt, text in zip(prompts[:COUNT], texts, strict=True)
+    ]
+    with engine(llama.path) as llm:
+        params = SamplingParams(temperature=0.0, max_tokens=LENGTH - 1, **options)
+        expected = token_ids(generate(llm, begun, params))
+    assert [text[1:] for text in texts] == expected
 
 
 @pytest.mark.parametrize("seed", [None, 3], ids=["engine seed", "request seed"])

@@ -50,6 +50,9 @@ class RequestTraits:
         if seed is None:
             # Ranks share the state of PyTorch's generator.
             seed = int(torch.randint(2**63 - 1, ())) if is_sampling else 0
+        else:
+            # PyTorch takes seeds of 64 bits with or without a sign.
+            seed = (seed + 2**63) % 2**64 - 2**63
         has_budget = params.thinking_token_budget is not None
         return RequestTraits(
             acceptance=acceptance,
@@ -64,16 +67,17 @@ class RequestTraits:
                 or bool(params.logit_bias)
                 or bool(params.allowed_token_ids)
             ),
-            needs_rows=has_budget or _is_greedy(acceptance),
+            needs_rows=has_budget,
             has_grammar=params.structured_outputs is not None,
             draft_temperature=params.temperature if is_sampling else 0.0,
             seed=seed,
         )
 
     @property
-    def has_greedy_roots(self) -> bool:
+    def ends_greedily(self) -> bool:
         """Whether the token after the accepted ones is not drawn, but the best one."""
-        return _is_greedy(self.acceptance)
+        acceptance = self.acceptance
+        return acceptance.scheme == "typical" and acceptance.first_token == "greedy"
 
 
 def draft_sampling(
@@ -87,10 +91,6 @@ def draft_sampling(
         torch.tensor([t.seed for t in traits]),
         positions,
     )
-
-
-def _is_greedy(acceptance: Acceptance) -> bool:
-    return acceptance.scheme == "typical" and acceptance.first_token == "greedy"
 
 
 class TraitBook:

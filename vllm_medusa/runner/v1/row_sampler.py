@@ -90,10 +90,12 @@ class RowSampler:
             target = target_logits(logits, row_data)
         tokens, processed = self.sampler.sample(logits, row_data)
         tokens = tokens.long()
-        has_greedy_roots = [t.has_greedy_roots for t in traits]
-        if target is not None and any(has_greedy_roots):
-            is_greedy = torch.tensor(has_greedy_roots)[rows.owners]
-            tokens = torch.where(is_greedy, target.argmax(dim=-1), tokens)
+        ends_greedily = torch.tensor([t.ends_greedily for t in traits])
+        # Whether or not other requests of the step have trees, one without draws.
+        ends_greedily &= rows.num_drafts > 0
+        if target is not None and ends_greedily.any():
+            takes_best = ends_greedily[rows.owners]
+            tokens = torch.where(takes_best, target.argmax(dim=-1), tokens)
         return Draws(tokens, target, raw, processed, generators)
 
     def _as_requests(

@@ -82,6 +82,8 @@ class SchemeVerifier:
         trees: PaddedTrees,
     ) -> Verification:
         states = step.input_batch.idx_mapping_np[chunk.requests]
+        # Whether or not other requests of the step have trees, one without draws.
+        ends_greedily = self._requests.ends_greedily[states] & (chunk.num_rows > 1)
         # The noise is that of plain decoding.
         drawn = gumbel_sample(
             processed,
@@ -97,15 +99,15 @@ class SchemeVerifier:
             [
                 self._requests.epsilon[states],
                 self._requests.delta[states],
-                self._requests.ends_greedily[states],
+                ends_greedily,
             ]
         )
-        epsilon, delta, ends_greedily = async_tensor_h2d(
+        epsilon, delta, takes_best = async_tensor_h2d(
             settings.astype(np.float32), device=processed.device
         )
-        if self._requests.ends_greedily[states].any():
+        if ends_greedily.any():
             best = processed.argmax(dim=1)[trees.rows]
-            drawn = torch.where(ends_greedily[:, None] > 0, best, drawn)
+            drawn = torch.where(takes_best[:, None] > 0, best, drawn)
         candidates = step.candidates[chunk.rows].long()
         statistics = row_statistics(processed, candidates, trees.flat_parents)
         return verify_typical(
