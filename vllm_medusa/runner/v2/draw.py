@@ -83,11 +83,13 @@ class RowSampler:
         if self._trees.is_fixed:
             self._fixed_paths = self._paths(1)
 
-    def chunks(self, step: StepRows, requests: Ints) -> Iterator[Chunk]:
+    def chunks(
+        self, step: StepRows, requests: Ints, num_copies: int = 1
+    ) -> Iterator[Chunk]:
         """Cut `requests` (places in the batch, ascending) into chunks.
 
-        A chunk is one request, or has so few rows that the sampler's float32 copy
-        stays small; see `MAX_CHUNK_BYTES` of
+        A chunk is one request, or has so few rows that `num_copies` of its logits in
+        float32 stay small; see `MAX_CHUNK_BYTES` of
         `vllm.v1.worker.gpu.spec_decode.rejection_sampler`.
         """
         batch = step.input_batch
@@ -97,7 +99,8 @@ class RowSampler:
         if self._trees.is_chain:
             is_windowed[:] = False
         counts = self._windows.num_laid_out(num_rows, is_windowed)
-        for part in _split(counts, get_max_chunk_logits(step.logits.shape[1])):
+        max_rows = get_max_chunk_logits(step.logits.shape[1]) // num_copies
+        for part in _split(counts, max_rows):
             yield self._chunk(step, requests[part], num_rows[part], is_windowed[part])
 
     def _chunk(

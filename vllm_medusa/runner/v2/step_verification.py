@@ -17,6 +17,9 @@ from vllm_medusa.runner.v2.schemes import SchemeVerifier
 from vllm_medusa.runner.v2.tree_state import TreeState
 from vllm_medusa.verify import Verification
 
+# Of a chunk's logits in float32, that other schemes than the exact one hold at a time.
+_NUM_COPIES = 4
+
 
 @dataclass(frozen=True, slots=True)
 class StepVerification:
@@ -61,7 +64,9 @@ class StepVerifier:
         parts = [
             (scheme, chunk)
             for scheme, requests in self._requests.by_scheme(batch)
-            for chunk in self._row_sampler.chunks(step, requests)
+            for chunk in self._row_sampler.chunks(
+                step, requests, 1 if scheme == "exact" else _NUM_COPIES
+            )
         ]
 
         def sample(chunk: Chunk) -> tuple[torch.Tensor, torch.Tensor | None]:
