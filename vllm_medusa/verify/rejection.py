@@ -99,7 +99,7 @@ def verify_rejection(
             torch.where(children > 0, slots.gather(1, children), -1),
             _of_drafts(probs, draft_token_ids),
             draft_probs[:, depth],
-            coins[:, depth, :most],
+            coins[:, depth, : children.shape[1]],
         )
         removed = torch.where(is_walking & (child == 0), refused, removed)
         is_walking = is_walking & (child > 0)
