@@ -48,7 +48,7 @@ def _validate_tokens(
 ) -> list[int]:
     # A draft that the grammar refuses stays: without it the next ones would be
     # other rows. Its parent's mask keeps it from being accepted.
-    if branching_tree(self) is not None:
+    if masked_tree(self) is not None:
         return spec_tokens
     accepted: list[int] = _validate_chain(self, request, spec_tokens)
     return accepted
@@ -62,7 +62,7 @@ def _grammar_bitmask(
     scheduled_spec_decode_tokens: dict[str, list[int]],
 ) -> Masks | None:
     arguments = requests, structured_output_request_ids, scheduled_spec_decode_tokens
-    tree = branching_tree(self)
+    tree = masked_tree(self)
     if tree is None or not structured_output_request_ids:
         return _chain_bitmask(self, *arguments)
     return batch_masks(self, tree, *arguments)
@@ -79,7 +79,7 @@ def batch_masks(
 
     Args:
         manager: of an engine whose tree is `tree`.
-        tree: the whole tree, which is no chain.
+        tree: the whole tree.
         requests: requests by id.
         req_ids: those with a grammar, at least one.
         drafts: tokens of the scheduled nodes by request, see `tree_masks`.
@@ -113,7 +113,7 @@ def tree_masks(
     a placeholder can't be reached; they repeat their parent's mask.
 
     Args:
-        tree: the whole tree, which is no chain.
+        tree: the whole tree.
         drafts: token of each scheduled node, those of the tree's first nodes;
             negative for a placeholder.
         validate: returns the longest beginning of a chain that the grammar accepts.
@@ -135,8 +135,8 @@ def tree_masks(
             continue
         chain = chain_masks([drafts[row - 1] for row in path])
         if masks is None:
-            # vLLM 0.33 gives every request a block of equal size. A path of a tree
-            # that is no chain never fills it.
+            # vLLM 0.33 gives every request a block of equal size, which no path fills
+            # but that of a whole chain.
             size = len(chain) if len(chain) > len(rows) else len(is_filled)
             masks = np.empty((size, chain.shape[1]), dtype=np.int32)
         masks[rows] = chain[: len(rows)]
@@ -184,19 +184,23 @@ _trees: WeakKeyDictionary[StructuredOutputManager, TokenTree | None]
 _trees = WeakKeyDictionary()
 
 
-def branching_tree(manager: StructuredOutputManager) -> TokenTree | None:
-    """Return the tree that a manager's engine schedules; None if it has none, or a
-    chain."""
+def masked_tree(manager: StructuredOutputManager) -> TokenTree | None:
+    """Return the tree that a manager's engine schedules; None where vLLM's own masks
+    and checks of a chain are right."""
     if manager not in _trees:
         _trees[manager] = _scheduled_tree(manager.vllm_config)
     return _trees[manager]
 
 
 def _scheduled_tree(vllm_config: Any) -> TokenTree | None:
-    from vllm_medusa.engine_config import is_medusa, scheduled_tree
+    from vllm_medusa.engine_config import is_medusa, medusa_config, scheduled_tree
 
     speculative = vllm_config.speculative_config
     if speculative is None or not is_medusa(speculative):
         return None
     tree = scheduled_tree(vllm_config)
+    # Rejection sampling must see all candidates: were those that the grammar refuses
+    # taken out, what the others were drawn from would be another distribution.
+    if medusa_config(vllm_config).acceptance == "rejection":
+        return tree
     return None if tree.is_chain else tree

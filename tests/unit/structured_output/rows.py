@@ -27,9 +27,10 @@ MAX_NUM_SEQS = 4
 PATTERN = "ab[cd](b[ac][xy]|cz)[a-z]?[0-9]?"
 
 
-def vllm_config(num_drafts: int, model: str, paths: object) -> Any:
+def vllm_config(num_drafts: int, model: str, paths: object, acceptance: str) -> Any:
     """What the manager and its back ends ask of a VllmConfig."""
-    options = {"config": {"heads": "folder", "tree": paths}}
+    config = {"heads": "folder", "tree": paths, "acceptance": acceptance}
+    options = {"config": config}
     return SimpleNamespace(
         parallel_config=SimpleNamespace(distributed_executor_backend=None),
         scheduler_config=SimpleNamespace(max_num_seqs=MAX_NUM_SEQS),
@@ -57,8 +58,10 @@ def make_manager(
     tree: TokenTree = TREE,
     backend: type = XgrammarBackend,
     model: str = PROPOSER,
+    acceptance: str = "exact",
 ) -> StructuredOutputManager:
-    config = vllm_config(tree.num_nodes, model, [list(path) for path in tree.paths])
+    paths = [list(path) for path in tree.paths]
+    config = vllm_config(tree.num_nodes, model, paths, acceptance)
     manager = StructuredOutputManager(config)
     manager.backend = backend(config, tokenizer=tokenizer, vocab_size=VOCAB_SIZE)
     return manager

@@ -93,6 +93,18 @@ def test_drafts_are_not_filtered(tokenizer: Any) -> None:
 CHAIN = TokenTree((-1, 0, 1, 2), (-1, 0, 0, 0))
 
 
+@pytest.mark.parametrize("text", ["abz", "abc", "zab", "a??", "ab"])
+def test_a_chain_of_drawn_candidates_is_not_filtered(tokenizer: Any, text: str) -> None:
+    """Rejection sampling must see what was drawn, be it excluded by the grammar."""
+    manager = make_manager(tokenizer, CHAIN, acceptance="rejection")
+    request = make_request(manager, PATTERN)
+    drafts = ids(tokenizer, text)
+    assert manager.validate_tokens(request, drafts) == drafts
+    masks = manager.grammar_bitmask({"r": request}, ["r"], {"r": drafts})
+    num_refused = check_rows(manager, CHAIN, masks, PATTERN, (), drafts)
+    assert num_refused == {"abz": 1, "abc": 0, "zab": 3, "a??": 2, "ab": 0}[text]
+
+
 @pytest.mark.parametrize(
     ("tree", "model"), [(CHAIN, PROPOSER), (TREE, "another.Proposer")]
 )
