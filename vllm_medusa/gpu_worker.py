@@ -32,7 +32,7 @@ class MedusaWorker(Worker):
         return times
 
     def medusa_stats(self) -> dict[str, Any]:
-        """Return the runner's counters (`vllm_medusa.runner.requests.MedusaStats`)."""
+        """Return the runner's counters (`vllm_medusa.runner.stats.MedusaStats`)."""
         return self.model_runner.medusa_stats()
 
     def medusa_timing(self) -> dict[str, Any]:

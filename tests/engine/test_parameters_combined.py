@@ -90,7 +90,6 @@ def run(llama: TinyModel, reference: Reference, **options: Any) -> dict[str, Any
         values = metrics(llm)
     for name, expected in reference.expected.items():
         assert_same(outputs[name], expected)
-    assert counters["without_tree"] == {}
     assert counters["accepted"] > 0.5 * counters["trees"]
     assert counters["moved"] > 0
     return values
@@ -106,7 +105,6 @@ def test_prefix_caching(llama: TinyModel, reference: Reference) -> None:
         counters = stats(llm)
         again = requests.run(llm)
     assert_same(alone, expected["everything"])
-    assert counters["without_tree"] == {}
     assert counters["accepted"] > 0.5 * counters["trees"]
     for name in expected:
         assert_same(again[name], expected[name])

@@ -57,7 +57,6 @@ def _draw(
         (output,) = generate(llm, [prompt], params)
         if medusa is not None:
             counters = stats(llm)
-            assert counters["without_tree"] == {}
             assert counters["accepted"] > 0.1 * counters["trees"]
             assert counters["moved"] > 0
     return [tuple(c.token_ids[:LENGTH]) for c in output.outputs]

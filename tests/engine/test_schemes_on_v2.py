@@ -76,7 +76,6 @@ def test_exact_requests_keep_their_text(
         outputs = generate(llm, chosen, params)
         counters = stats(llm)
     assert token_ids(outputs[::2]) == texts
-    assert counters["without_tree"] == {}
     assert counters["accepted"] > 0.15 * counters["trees"]
     assert counters["moved"] > 0
     # Not all of the others' texts are those of exact acceptance.

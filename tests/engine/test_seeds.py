@@ -64,7 +64,6 @@ def test_text_is_that_of_plain_vllm(
         counters = stats(llm)
     differing = [i for i in range(len(expected)) if texts[i] != expected[i]]
     assert not differing
-    assert counters["without_tree"] == {}
     # At a temperature, too, drafts are accepted and rows move.
     assert counters["accepted"] > 0.3 * counters["trees"]
     assert counters["moved"] > 0.05 * counters["trees"]

@@ -104,7 +104,6 @@ def test_schemes(llama: TinyModel, prompts: list[list[int]], acceptance: str) ->
     with engine(llama.path, medusa, **CONFIG) as llm:
         outputs = generate(llm, prompts[: len(names)], params)
         counters = stats(llm)
-    assert counters["without_tree"] == {}
     assert counters["accepted"] > 0
     for name, output in zip(names, outputs, strict=True):
         (completion,) = output.outputs

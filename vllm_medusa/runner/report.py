@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from vllm_medusa.runner.requests import MedusaStats
+from vllm_medusa.runner.stats import MedusaStats
 
 
 class MedusaReport:

@@ -88,7 +88,6 @@ class Comparison:
         outputs = generate(self.llm, self.requests.prompts, self.requests.cases[name])
         after = stats(self.llm)
         assert_same(outputs, self.expected[name])
-        assert after["without_tree"] == {}
         trees = after["trees"] - before["trees"]
         assert after["accepted"] - before["accepted"] > 0.5 * trees > 0
 
@@ -98,7 +97,6 @@ class Comparison:
         for name, expected in self.expected.items():
             assert_same(outputs[name], expected)
         counters = stats(self.llm)
-        assert counters["without_tree"] == {}
         assert counters["moved"] > 0
 
     def num_changed(self, name: str) -> int:

@@ -20,7 +20,7 @@ from vllm_medusa.kv import move_rows, plan_moves
 from vllm_medusa.propose import MedusaProposer, Proposal
 from vllm_medusa.replace import replaced
 from vllm_medusa.runner.report import MedusaReport
-from vllm_medusa.runner.requests import MedusaStats
+from vllm_medusa.runner.stats import MedusaStats
 from vllm_medusa.runner.v1.accept import StepVerifier
 from vllm_medusa.runner.v1.drafts import Drafts, KeptDrafts, without_placeholders
 from vllm_medusa.runner.v1.layouts import Layouts

@@ -17,7 +17,7 @@ from vllm_medusa.attention.tree_layers import connect_layers
 from vllm_medusa.kernels.move_rows import RowMover
 from vllm_medusa.replace import replaced
 from vllm_medusa.runner.report import MedusaReport
-from vllm_medusa.runner.requests import MedusaStats
+from vllm_medusa.runner.stats import MedusaStats
 from vllm_medusa.runner.v2.draw import RowSampler
 from vllm_medusa.runner.v2.model_graphs import TreeGraphManager
 from vllm_medusa.runner.v2.schemes import SchemeVerifier

@@ -3,8 +3,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 
@@ -13,10 +12,9 @@ class MedusaStats:
     """Counters of one worker since it started.
 
     `steps` engine steps with at least one tree, `trees` trees verified, `nodes`
-    nodes verified, `accepted` nodes accepted, `moved` rows moved in the KV cache,
-    `without_tree` requests decoded without a tree, by reason: no sampling parameter is
-    one. Asynchronous scheduling runs one step more for a request that has ended; it
-    counts too.
+    nodes verified, `accepted` nodes accepted, `moved` rows moved in the KV cache.
+    Asynchronous scheduling runs one step more for a request that has ended; it counts
+    too.
     """
 
     steps: int = 0
@@ -24,7 +22,6 @@ class MedusaStats:
     nodes: int = 0
     accepted: int = 0
     moved: int = 0
-    without_tree: Counter[str] = field(default_factory=Counter)
 
     def count(self, num_trees: int, num_nodes: int, num_accepted: int) -> None:
         """Count a step with trees."""
@@ -39,4 +36,4 @@ class MedusaStats:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the counters as JSON has them."""
-        return {**vars(self), "without_tree": dict(self.without_tree)}
+        return dict(vars(self))
