@@ -165,7 +165,7 @@ def main(words: Sequence[str] | None = None) -> int:
                 graph_modes,
                 setup,
                 arguments.max_tokens,
-                # On Model Runner V1 seeds give other texts than plain vLLM's.
+                # Enough to try it out.
                 {"greedy": SAMPLING["greedy"]} if arguments.dry_run else SAMPLING,
             )
     if not arguments.no_synchronisation:
