@@ -157,7 +157,7 @@ def test_what_parameters_ask_for() -> None:
         ),
         engine,
     )
-    assert typical.ends_greedily and not typical.needs_rows
+    assert typical.acceptance.first_token == "greedy" and not typical.needs_rows
     assert typical.draft_temperature == 0.0
 
 

@@ -93,13 +93,18 @@ class StepVerifier:
         width = trees.width
         # The rows of the trees in question lie one tree after another.
         starts = torch.arange(len(which))[:, None] * width
-        statistics = row_statistics(
-            target[rows.flatten()], tokens.flatten(), (parents + starts).flatten()
-        )
+        # [num * width, vocab_size]
+        own = target[rows.flatten()]
+        statistics = row_statistics(own, tokens.flatten(), (parents + starts).flatten())
         settings = [self.traits[index].acceptance for index in which]
+        drawn = self.draws.tokens[rows]
+        takes_best = torch.tensor([s.first_token == "greedy" for s in settings])
+        if takes_best.any():
+            best = own.argmax(dim=-1).view_as(drawn)
+            drawn = torch.where(takes_best[:, None], best, drawn)
         return verify_typical(
             tokens,
-            self.draws.tokens[rows],
+            drawn,
             statistics.logprobs.view(-1, width),
             statistics.entropies.view(-1, width),
             parents,

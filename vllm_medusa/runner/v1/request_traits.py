@@ -73,12 +73,6 @@ class RequestTraits:
             seed=seed,
         )
 
-    @property
-    def ends_greedily(self) -> bool:
-        """Whether the token after the accepted ones is not drawn, but the best one."""
-        acceptance = self.acceptance
-        return acceptance.scheme == "typical" and acceptance.first_token == "greedy"
-
 
 def draft_sampling(
     traits: Sequence[RequestTraits],

@@ -89,14 +89,7 @@ class RowSampler:
         if any(t.acceptance.scheme != "exact" for t in traits):
             target = target_logits(logits, row_data)
         tokens, processed = self.sampler.sample(logits, row_data)
-        tokens = tokens.long()
-        ends_greedily = torch.tensor([t.ends_greedily for t in traits])
-        # Whether or not other requests of the step have trees, one without draws.
-        ends_greedily &= rows.num_drafts > 0
-        if target is not None and ends_greedily.any():
-            takes_best = ends_greedily[rows.owners]
-            tokens = torch.where(takes_best, target.argmax(dim=-1), tokens)
-        return Draws(tokens, target, raw, processed, generators)
+        return Draws(tokens.long(), target, raw, processed, generators)
 
     def _as_requests(
         self,

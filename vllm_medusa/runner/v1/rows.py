@@ -23,7 +23,6 @@ class StepRows:
 
     Attributes:
         owners: [num_rows] int64, index of each row's request.
-        num_drafts: [num_reqs] int64.
         first_rows: [num_reqs] int64, row of logits of each request's root.
         trees: of the step, None if there are none.
         tokens: [num_trees, width] int64, of the trees.
@@ -42,7 +41,6 @@ class StepRows:
         tokens: torch.Tensor | None,
     ) -> None:
         counts = num_drafts + 1
-        self.num_drafts = num_drafts
         self.owners = torch.repeat_interleave(counts)
         self.first_rows = counts.cumsum(0) - counts
         self.trees = trees

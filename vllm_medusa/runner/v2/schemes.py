@@ -82,8 +82,7 @@ class SchemeVerifier:
         trees: PaddedTrees,
     ) -> Verification:
         states = step.input_batch.idx_mapping_np[chunk.requests]
-        # Whether or not other requests of the step have trees, one without draws.
-        ends_greedily = self._requests.ends_greedily[states] & (chunk.num_rows > 1)
+        ends_greedily = self._requests.ends_greedily[states]
         # The noise is that of plain decoding.
         drawn = gumbel_sample(
             processed,
