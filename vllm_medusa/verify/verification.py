@@ -26,11 +26,6 @@ class Verification:
     rows: torch.Tensor
     num_accepted: torch.Tensor
 
-    @property
-    def last_rows(self) -> torch.Tensor:
-        """Row of the last accepted node (0: the root), [num_reqs] int64."""
-        return self.rows[:, -1]
-
 
 # [num_reqs, num_rows] bool
 def nodes_in_use(

@@ -49,7 +49,7 @@ def test_against_brute_force(seed: int) -> None:
         assert result.num_accepted[i] == len(rows) - 1
         assert result.tokens[i].tolist() == emitted + [PLACEHOLDER] * padding
         assert result.rows[i].tolist() == rows + rows[-1:] * padding
-        assert result.last_rows[i] == rows[-1]
+        assert result.rows[i, -1] == rows[-1]
 
 
 def test_different_trees_in_one_batch() -> None:
@@ -75,7 +75,7 @@ def test_different_trees_in_one_batch() -> None:
         rows, emitted = walk(tree, tokens[i], drawn[i], 7)
         assert len(rows) > 1
         assert result.tokens[i, : len(rows)].tolist() == emitted
-        assert result.last_rows[i] == rows[-1]
+        assert result.rows[i, -1] == rows[-1]
 
 
 def test_padding_rows_are_never_accepted() -> None:

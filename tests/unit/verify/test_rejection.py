@@ -66,7 +66,7 @@ def test_equals_the_loop(seed: int, sharpness: float) -> None:
         assert result.rows[i].tolist() == rows + rows[-1:] * padding
         assert result.tokens[i].tolist() == emitted + [PLACEHOLDER] * padding
         assert result.num_accepted[i] == len(rows) - 1
-        assert result.last_rows[i] == rows[-1]
+        assert result.rows[i, -1] == rows[-1]
     after = given.logits, given.draft_probs, given.tokens
     assert all(map(torch.equal, before, after))
 
@@ -183,9 +183,9 @@ def test_a_child_that_cannot_be_a_draw_ends_the_attempts(impossible: str) -> Non
     else:
         given.draft_probs = torch.tensor([0.6, 0.0, 0.4]).expand(4000, 1, -1)
     result = given.run()
-    assert set(result.last_rows.tolist()) == {0, 1}
+    assert set(result.rows[:, -1].tolist()) == {0, 1}
     # Rows 2 and 3 are not accepted, but their tokens can be drawn.
-    assert set(result.tokens[result.last_rows == 0, 0].tolist()) == {1, 2}
+    assert set(result.tokens[result.rows[:, -1] == 0, 0].tolist()) == {1, 2}
 
 
 def test_requests_without_nodes_and_no_requests() -> None:
