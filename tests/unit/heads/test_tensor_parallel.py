@@ -105,9 +105,11 @@ def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> list[list]:
     return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
 
 
-def expected(
-    spec: HeadsSpec, num_heads: int, k: int, bias: bool
+# ([BATCH, num_heads, draft_vocab], [draft_vocab] int64)
+def reference_logits(
+    spec: HeadsSpec, num_heads: int, bias: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits of one rank alone, and the token of each column."""
     checkpoint = make_checkpoint(spec)
     reference = ReferenceHeads.from_tensors(spec, checkpoint.tensors)
     token_map = checkpoint.tensors.get("token_map", torch.arange(VOCAB))
@@ -115,7 +117,14 @@ def expected(
         logits = reference(hidden_states(), lm_head_weight())[:, :num_heads]
         if bias:
             logits = logits + lm_head_bias()[token_map]
-        best = logits.log_softmax(-1).topk(k)
+    return logits, token_map
+
+
+def expected(
+    spec: HeadsSpec, num_heads: int, k: int, bias: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    logits, token_map = reference_logits(spec, num_heads, bias)
+    best = logits.log_softmax(-1).topk(k)
     return best.values, token_map[best.indices]
 
 
@@ -133,13 +142,7 @@ def test_two_ranks_equal_one(two_ranks, case):
 def test_two_ranks_draw_alike(two_ranks, case):
     """From the whole vocabulary, whose parts may differ in length by rank."""
     spec, num_heads, _, bias = CASES[case]
-    checkpoint = make_checkpoint(spec)
-    reference = ReferenceHeads.from_tensors(spec, checkpoint.tensors)
-    token_map = checkpoint.tensors.get("token_map", torch.arange(VOCAB))
-    with torch.inference_mode():
-        logits = reference(hidden_states(), lm_head_weight())[:, :num_heads]
-        if bias:
-            logits = logits + lm_head_bias()[token_map]
+    logits, token_map = reference_logits(spec, num_heads, bias)
     temperature = greedy_and_drawn().temperature
     scaled = logits / torch.where(temperature == 0, 1, temperature)[:, None, None]
     probs = torch.zeros(BATCH, num_heads, VOCAB)
