@@ -82,6 +82,59 @@ def load_heads(
     """
     path = resolve_heads(name_or_path, revision)
     where = str(path)
+    opened = _open(path)
+    for note in opened.notes:
+        logger.info("%s: %s", where, note)
+    spec = _reduced(opened.spec, num_heads, draft_vocab, where)
+    stored_tensors = {
+        name: opened.sources[opened.stored[name]].read(opened.stored[name])
+        for name in spec.tensor_shapes()
+    }
+    check_contents(stored_tensors, spec, where=where)
+    return HeadsCheckpoint(
+        spec=spec,
+        tensors=_reduce(stored_tensors, opened.spec, spec),
+        path=path,
+        format=opened.format,
+        base_model=_base_model(opened.config),
+        config=opened.config,
+        notes=opened.notes,
+    )
+
+
+def read_heads_spec(
+    path: Path, *, num_heads: int | None = None, draft_vocab: int | None = None
+) -> HeadsSpec:
+    """What the heads at `path` are, from the files' headers: no weight is read.
+
+    Args:
+        path: a local folder or file, see `resolve_heads`.
+        num_heads: as `load_heads` takes it.
+        draft_vocab: as `load_heads` takes it.
+
+    Raises:
+        CheckpointError: missing, damaged, incomplete or unknown; says what.
+        ConfigError: `num_heads` or `draft_vocab` is more than there is.
+    """
+    return _reduced(_open(path).spec, num_heads, draft_vocab, str(path))
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """A checkpoint of which only names, shapes and dtypes are known."""
+
+    spec: HeadsSpec
+    # stored name -> file
+    sources: dict[str, TensorFile]
+    # canonical name -> stored name
+    stored: Mapping[str, str]
+    format: str
+    config: dict[str, Any]
+    notes: tuple[str, ...]
+
+
+def _open(path: Path) -> _Opened:
+    where = str(path)
     config = _read_config(path)
     files = [open_tensor_file(file) for file in weight_files(path)]
     sources = _sources(files)
@@ -94,29 +147,19 @@ def load_heads(
     }
     for name, info in infos.items():
         check_dtype(name, info.dtype, where=where)
-    found = infer_spec(infos, config, where=where)
-    check_shapes(infos, found, where=where)
-    notes = tuple(config_notes(found, config))
-    for note in notes:
-        logger.info("%s: %s", where, note)
+    spec = infer_spec(infos, config, where=where)
+    check_shapes(infos, spec, where=where)
+    notes = tuple(config_notes(spec, config))
+    return _Opened(spec, sources, naming.stored, naming.format, config, notes)
+
+
+def _reduced(
+    found: HeadsSpec, num_heads: int | None, draft_vocab: int | None, where: str
+) -> HeadsSpec:
     try:
-        spec = found.reduced(num_heads=num_heads, draft_vocab=draft_vocab)
+        return found.reduced(num_heads=num_heads, draft_vocab=draft_vocab)
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from error
-    stored_tensors = {
-        name: sources[naming.stored[name]].read(naming.stored[name])
-        for name in spec.tensor_shapes()
-    }
-    check_contents(stored_tensors, spec, where=where)
-    return HeadsCheckpoint(
-        spec=spec,
-        tensors=_reduce(stored_tensors, found, spec),
-        path=path,
-        format=naming.format,
-        base_model=_base_model(config),
-        config=config,
-        notes=notes,
-    )
 
 
 def _read_config(path: Path) -> dict[str, Any]:
