@@ -10,8 +10,8 @@ from vllm import PoolingParams, SamplingParams
 from vllm.exceptions import VLLMValidationError
 from vllm.v1.engine.input_processor import InputProcessor
 
-from vllm_medusa.acceptance import request_acceptance
 from vllm_medusa.errors import ConfigError
+from vllm_medusa.request_options import RequestOptions
 
 if TYPE_CHECKING:
     from vllm.config import SpeculativeConfig
@@ -60,7 +60,7 @@ def _wrap_validate_params() -> None:
             if medusa_options(self.vllm_config) is not None:
                 engine = medusa_config(self.vllm_config).engine_acceptance
                 try:
-                    request_acceptance(engine, params)
+                    RequestOptions.of(params, engine)
                 except ConfigError as error:
                     raise VLLMValidationError(
                         str(error), parameter="extra_args"

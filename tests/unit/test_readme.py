@@ -11,8 +11,9 @@ from typing import Any
 from vllm import SamplingParams
 
 from vllm_medusa import MedusaConfig
-from vllm_medusa.acceptance import EXACT, Acceptance, request_acceptance
+from vllm_medusa.acceptance import EXACT, Acceptance
 from vllm_medusa.cli.main import SUBCOMMANDS, load_subcommand
+from vllm_medusa.request_options import RequestOptions
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -76,6 +77,5 @@ def test_the_engine_of_the_examples_is_possible() -> None:
 def test_the_request_of_the_examples_is_possible() -> None:
     (extra_args,) = keyword_values("extra_args")
     params = SamplingParams(temperature=1.0, extra_args=extra_args)
-    assert request_acceptance(EXACT, params) == Acceptance(
-        scheme="typical", epsilon=0.15
-    )
+    asked = Acceptance(scheme="typical", epsilon=0.15)
+    assert RequestOptions.of(params, EXACT) == RequestOptions(asked)

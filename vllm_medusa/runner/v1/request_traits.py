@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 import torch
 from vllm import SamplingParams
 
-from vllm_medusa.acceptance import Acceptance, request_acceptance
+from vllm_medusa.acceptance import Acceptance
 from vllm_medusa.heads.draft_sampling import DraftSampling
+from vllm_medusa.request_options import RequestOptions
 
 if TYPE_CHECKING:
     from vllm.v1.worker.gpu_input_batch import CachedRequestState
@@ -44,7 +45,7 @@ class RequestTraits:
     def of(params: SamplingParams | None, engine: Acceptance) -> RequestTraits:
         """Read `params`; `engine` is how drafts are accepted by default."""
         assert params is not None, "only requests that generate text have drafts"
-        acceptance = request_acceptance(engine, params)
+        acceptance = RequestOptions.of(params, engine).acceptance
         is_sampling = acceptance.scheme == "rejection"
         seed = params.seed
         if seed is None:

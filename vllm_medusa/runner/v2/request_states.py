@@ -13,7 +13,8 @@ from vllm.v1.worker.gpu.sample.bad_words import BadWordsState
 from vllm.v1.worker.gpu.sample.logit_bias import LogitBiasState
 from vllm.v1.worker.gpu.sample.penalties import PenaltiesState, use_penalty
 
-from vllm_medusa.acceptance import Acceptance, request_acceptance, scheme_names
+from vllm_medusa.acceptance import Acceptance, scheme_names
+from vllm_medusa.request_options import RequestOptions
 
 if TYPE_CHECKING:
     from vllm import SamplingParams
@@ -72,7 +73,7 @@ class TreeRequests:
 
     def add(self, index: int, params: SamplingParams) -> None:
         """Take up a request; `flush` brings it to the device."""
-        acceptance = request_acceptance(self._acceptance, params)
+        acceptance = RequestOptions.of(params, self._acceptance).acceptance
         self.reads_path[index] = self._all_read_path or reads_path(params)
         self.schemes[index] = acceptance.scheme
         self.epsilon[index] = acceptance.epsilon

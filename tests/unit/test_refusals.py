@@ -10,13 +10,9 @@ import pytest
 from vllm import envs
 from vllm.platforms import current_platform
 
-from vllm_medusa.engine_config import (
-    OPTIONS_KEY,
-    WORKERS,
-    _worker_cls,
-    verify_vllm_config,
-)
+from vllm_medusa.engine_config import OPTIONS_KEY, WORKERS, _worker_cls
 from vllm_medusa.errors import CheckpointError, UnsupportedError
+from vllm_medusa.refusals import verify_vllm_config
 
 
 def vllm_config(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a request's acceptance follows from its parameters and the engine's."""
+"""How a request's options follow from its parameters and the engine's."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from typing import Any
 import pytest
 from vllm import SamplingParams
 
-from vllm_medusa.acceptance import EXACT, Acceptance, request_acceptance
+from vllm_medusa.acceptance import EXACT, Acceptance
 from vllm_medusa.errors import ConfigError
+from vllm_medusa.request_options import RequestOptions, max_nodes
 
 
 def asked(engine: Acceptance = EXACT, temperature: float = 1.0, **extra: Any) -> Any:
     params = SamplingParams(temperature=temperature, extra_args=extra or None)
-    return request_acceptance(engine, params)
+    return RequestOptions.of(params, engine).acceptance
 
 
 def test_the_engines_unless_asked() -> None:
@@ -30,7 +31,6 @@ def test_the_engines_unless_asked() -> None:
     assert asked(medusa_acceptance="typical", medusa_first_token="greedy") == (
         Acceptance(scheme="typical", first_token="greedy")
     )
-    assert request_acceptance(typical, None) == typical
 
 
 def test_keys_of_others_are_left_alone() -> None:
@@ -51,9 +51,34 @@ def test_rejection_needs_an_engine_for_it() -> None:
         asked(medusa_acceptance="rejection")
 
 
+@pytest.mark.parametrize("nodes", [0, 3, 10**9])
+def test_number_of_nodes(nodes: int) -> None:
+    params = SamplingParams(extra_args={"medusa_num_speculative_tokens": nodes})
+    assert RequestOptions.of(params, EXACT) == RequestOptions(EXACT, nodes)
+    assert max_nodes(params) == nodes
+
+
+def test_the_whole_tree_unless_asked() -> None:
+    for params in (
+        SamplingParams(),
+        SamplingParams(extra_args={}),
+        SamplingParams(extra_args={"medusa_epsilon": 0.1}),
+    ):
+        assert RequestOptions.of(params, EXACT).max_nodes is None
+        assert max_nodes(params) is None
+    assert max_nodes(None) is None
+
+
 @pytest.mark.parametrize(
     ("extra", "message"),
     [
+        (
+            {"medusa_num_speculative_tokens": -1},
+            "medusa_num_speculative_tokens is '-1': it must be a whole number, 0 for",
+        ),
+        ({"medusa_num_speculative_tokens": 2.0}, "_tokens is '2.0'"),
+        ({"medusa_num_speculative_tokens": False}, "_tokens is 'False'"),
+        ({"medusa_num_speculative_tokens": "3"}, "_tokens is '3'"),
         ({"medusa_acceptance": "loose"}, "medusa_acceptance is 'loose': it must be"),
         ({"medusa_acceptance": ["exact"]}, "medusa_acceptance is .*: it must be"),
         ({"medusa_epsilon": 0}, "medusa_epsilon is '0': .* between 0 and 1"),
