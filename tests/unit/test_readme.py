@@ -13,7 +13,7 @@ from vllm import SamplingParams
 from vllm_medusa import MedusaConfig
 from vllm_medusa.acceptance import EXACT, Acceptance
 from vllm_medusa.cli.main import SUBCOMMANDS, load_subcommand
-from vllm_medusa.request_options import RequestOptions
+from vllm_medusa.request_options import KEYS, RequestOptions
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -27,6 +27,13 @@ def first_cells(header: str) -> list[str]:
 
 def test_options() -> None:
     assert first_cells("option") == list(MedusaConfig.model_fields)
+
+
+def test_options_of_a_request() -> None:
+    table = README.split("\n| key |", 1)[1].split("\n\n", 1)[0]
+    cells = re.findall(r"^\| (`[^|]+)\|", table, flags=re.MULTILINE)
+    named = [name for cell in cells for name in re.findall(r"`([^`]+)`", cell)]
+    assert sorted(named) == sorted(KEYS)
 
 
 def test_commands() -> None:
