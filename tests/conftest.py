@@ -11,7 +11,7 @@ from tests import interpreter
 from tests.runner import RUNNER
 
 # What the helpers of the tests assert is explained as in the tests themselves.
-pytest.register_assert_rewrite("tests.engine.support")
+pytest.register_assert_rewrite("tests.engine.support", "tests.serving.support")
 
 _ENVIRONMENT = {
     # Engines run in the test's own process, one after another.

@@ -23,17 +23,10 @@ pytestmark = [
     pytest.mark.runner("v1", reason="training data are made with Model Runner V1"),
 ]
 
-CHAT_TEMPLATE = (
-    "{% for m in messages %}<bos>{{ m.role }}\n{{ m.content }}<eos>\n{% endfor %}"
-    "{% if add_generation_prompt %}<bos>assistant\n{% endif %}"
-)
-
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = build_model("llama", tmp_path_factory.mktemp("base"))
-    (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE)
-    return folder
+    return build_model("llama", tmp_path_factory.mktemp("base"))
 
 
 def engine_options(**changes: object) -> GenerateOptions:
@@ -81,6 +74,7 @@ def test_states_are_those_of_the_model(base: Path) -> None:
 
 def test_base_without_chat_template_is_refused(tmp_path: Path) -> None:
     plain = build_model("llama", tmp_path / "plain")
+    (plain / "chat_template.jinja").unlink()
     with pytest.raises(ConfigError, match="no chat template"):
         Generator(plain, engine_options())
 

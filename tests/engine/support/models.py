@@ -31,6 +31,10 @@ SPECIAL_TOKENS = ("<pad>", "<bos>", "<eos>")
 PAD, BOS, EOS = range(3)
 VOCAB_SIZE = len(SPECIAL_TOKENS) + 256 + 61
 """Special tokens, all bytes, and some pairs of letters."""
+CHAT_TEMPLATE = (
+    "{% for m in messages %}<bos>{{ m.role }}\n{{ m.content }}<eos>\n{% endfor %}"
+    "{% if add_generation_prompt %}<bos>assistant\n{% endif %}"
+)
 
 
 @dataclass(frozen=True)
@@ -89,7 +93,10 @@ FAMILIES: dict[str, Family] = {
 
 
 def build_tokenizer(folder: Path) -> None:
-    """Save a byte-level BPE tokenizer of `VOCAB_SIZE` entries: any text round-trips."""
+    """Save a byte-level BPE tokenizer of `VOCAB_SIZE` entries with a chat template.
+
+    Any text round-trips.
+    """
     vocab = {token: index for index, token in enumerate(SPECIAL_TOKENS)}
     for char in sorted(pre_tokenizers.ByteLevel.alphabet()):
         vocab[char] = len(vocab)
@@ -108,6 +115,7 @@ def build_tokenizer(folder: Path) -> None:
         pad_token="<pad>",
         bos_token="<bos>",
         eos_token="<eos>",
+        chat_template=CHAT_TEMPLATE,
     ).save_pretrained(folder)
 
 

@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One server with Medusa and one without, for all tests of a worker process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.engine.conftest import TinyModel
+from tests.engine.support.heads import fit_heads, save_fitted
+from tests.engine.support.models import build_model
+from tests.serving.support.server import Server, serve
+
+TREE = "optimal:8"
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
+    """A tiny model with heads that are right often enough."""
+    folder = tmp_path_factory.mktemp("served")
+    path = build_model("llama", folder / "model")
+    fitted = fit_heads(path)
+    return TinyModel("llama", path, save_fitted(fitted, folder / "heads"), fitted)
+
+
+@pytest.fixture(scope="session")
+def logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where servers write their logs."""
+    return tmp_path_factory.mktemp("logs")
+
+
+@pytest.fixture(scope="session")
+def medusa_server(tiny_model: TinyModel, logs: Path) -> Iterator[Server]:
+    """`vllm serve --speculative-model medusa:HEADS`."""
+    flag = f"--speculative-model=medusa:{tiny_model.heads}?tree={TREE}"
+    with serve(tiny_model.path, flag, log=logs / "medusa.log") as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def plain_server(tiny_model: TinyModel, logs: Path) -> Iterator[Server]:
+    """`vllm serve` without Medusa, its worker inside the engine's process."""
+    with serve(
+        tiny_model.path,
+        "--distributed-executor-backend=uni",
+        log=logs / "plain.log",
+        # Else the CPU platform starts a worker process all the same.
+        environment={"VLLM_ENABLE_V1_MULTIPROCESSING": "0"},
+    ) as server:
+        yield server
