@@ -3,12 +3,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from vllm.v1.sample.sampler import Sampler
 
 from vllm_medusa.runner.v1.rows import StepRows
+
+if TYPE_CHECKING:
+    from vllm.v1.worker.gpu_input_batch import InputBatch
 
 
 class RowGenerators:
@@ -76,3 +82,23 @@ def _from_state(state: torch.Tensor) -> torch.Generator:
     generator = torch.Generator()
     generator.set_state(state)
     return generator
+
+
+@contextmanager
+def unfinished_unseeded(
+    input_batch: InputBatch,
+    # [max_num_reqs] bool, whether a request's prompt is not finished by this step
+    unfinished: np.ndarray,
+) -> Iterator[None]:
+    """Sample without the generators of requests whose prompt comes in chunks.
+
+    What is drawn for them is thrown away. vLLM (`GPUModelRunner._bookkeeping_sync`)
+    takes the draw back by the generator's offset, which only CUDA's generators have: on
+    a CPU a seeded request with a long prompt would end the engine.
+    """
+    generators = input_batch.generators
+    aside = {i: generators.pop(i) for i in list(generators) if unfinished[i]}
+    try:
+        yield
+    finally:
+        generators.update(aside)

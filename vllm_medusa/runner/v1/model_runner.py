@@ -23,6 +23,7 @@ from vllm_medusa.runner.report import MedusaReport
 from vllm_medusa.runner.stats import MedusaStats
 from vllm_medusa.runner.v1.accept import StepVerifier
 from vllm_medusa.runner.v1.drafts import Drafts, KeptDrafts, without_placeholders
+from vllm_medusa.runner.v1.generators import unfinished_unseeded
 from vllm_medusa.runner.v1.layouts import Layouts
 from vllm_medusa.runner.v1.processors import ProcessorBuilder
 from vllm_medusa.runner.v1.request_traits import (
@@ -109,8 +110,9 @@ class MedusaCPUModelRunner(MedusaReport, CPUModelRunner):
             return super().execute_model(scheduler_output, *args, **kwargs)
 
     def sample_tokens(self, *args: Any, **kwargs: Any) -> Any:
-        """As `GPUModelRunner.sample_tokens`."""
-        with timing.measure("step"):
+        """As `GPUModelRunner.sample_tokens`; unfinished prompts have no seed."""
+        unseeded = unfinished_unseeded(self.input_batch, self.discard_request_mask.np)
+        with timing.measure("step"), unseeded:
             return super().sample_tokens(*args, **kwargs)
 
     def _prepare_inputs(
