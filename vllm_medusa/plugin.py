@@ -25,8 +25,11 @@ def register() -> None:
         structured_output,
         vllm_config,
     )
+    from vllm_medusa.metrics import stat_logger, transport
 
     arguments.install()
     request_validation.install()
     structured_output.install()
     vllm_config.install()
+    transport.install()
+    stat_logger.install()

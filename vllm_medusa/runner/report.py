@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from vllm_medusa import timing
 from vllm_medusa.runner.stats import MedusaStats
 
 
@@ -24,6 +25,7 @@ class MedusaReport:
     def reset_medusa_stats(self) -> None:
         """Forget what was counted, such as the steps of vLLM's warm-up."""
         self.stats.reset()
+        timing.reset_samples()
 
     def medusa_memory(self) -> dict[str, int]:
         """Return bytes on the device: "heads" of their weights, "buffers" besides."""

@@ -21,6 +21,7 @@ from vllm_medusa.propose import MedusaProposer, Proposal
 from vllm_medusa.replace import replaced
 from vllm_medusa.runner.report import MedusaReport
 from vllm_medusa.runner.stats import MedusaStats
+from vllm_medusa.runner.timed_steps import TimedSteps
 from vllm_medusa.runner.v1.accept import StepVerifier
 from vllm_medusa.runner.v1.drafts import Drafts, KeptDrafts, without_placeholders
 from vllm_medusa.runner.v1.generators import unfinished_unseeded
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
     from vllm.v1.spec_decode.metadata import SpecDecodeMetadata
 
 
-class MedusaCPUModelRunner(MedusaReport, CPUModelRunner):
+class MedusaCPUModelRunner(MedusaReport, TimedSteps, CPUModelRunner):
     """vLLM's CPU runner, with token trees in place of draft chains.
 
     vLLM schedules, stores and counts a tree's nodes as if they were a chain of
@@ -106,13 +107,11 @@ class MedusaCPUModelRunner(MedusaReport, CPUModelRunner):
         new = {request.req_id for request in scheduler_output.scheduled_new_reqs}
         for memory in (self._drafts, self._traits, self._row_sampler):
             memory.forget(scheduler_output.finished_req_ids | new)
-        with timing.measure("step"):
-            return super().execute_model(scheduler_output, *args, **kwargs)
+        return super().execute_model(scheduler_output, *args, **kwargs)
 
     def sample_tokens(self, *args: Any, **kwargs: Any) -> Any:
         """As `GPUModelRunner.sample_tokens`; unfinished prompts have no seed."""
-        unseeded = unfinished_unseeded(self.input_batch, self.discard_request_mask.np)
-        with timing.measure("step"), unseeded:
+        with unfinished_unseeded(self.input_batch, self.discard_request_mask.np):
             return super().sample_tokens(*args, **kwargs)
 
     def _prepare_inputs(
@@ -186,8 +185,7 @@ class MedusaCPUModelRunner(MedusaReport, CPUModelRunner):
         num_drafts = [0] * len(traits)
         if spec_decode_metadata is not None:
             num_drafts = spec_decode_metadata.num_draft_tokens
-        with timing.measure("verify"):
-            return self._sample_rows(logits, torch.tensor(num_drafts), traits)
+        return self._sample_rows(logits, torch.tensor(num_drafts), traits)
 
     def _sample_rows(
         self,
@@ -203,7 +201,8 @@ class MedusaCPUModelRunner(MedusaReport, CPUModelRunner):
         tokens = self.input_ids.gpu[trees.token_rows].long() if trees else None
         rows = StepRows(num_drafts, trees, tokens)
         requests = [self.requests[req_id] for req_id in req_ids]
-        draws = self._row_sampler.draw(logits, metadata, rows, requests, traits)
+        with timing.measure("draw"):
+            draws = self._row_sampler.draw(logits, metadata, rows, requests, traits)
 
         width = 1 if trees is None else trees.layout.max_depth + 1
         # [num_reqs, width] int64: the row that each token was taken from
@@ -212,16 +211,17 @@ class MedusaCPUModelRunner(MedusaReport, CPUModelRunner):
         sampled = torch.full(visited.shape, PLACEHOLDER, dtype=torch.int32)
         sampled[:, 0] = draws.tokens[rows.first_rows]
         if trees is not None and tokens is not None:
-            verification = StepVerifier(
-                trees,
-                tokens,
-                draws,
-                rows.first_rows[trees.requests, None] + trees.tree_rows,
-                [traits[index] for index in trees.request_indices],
-                self._tree_drafts,
-                self.drafter.heads,
-                self.drafter.tree.max_children[: trees.layout.max_depth],
-            ).verify()
+            with timing.measure("verify"):
+                verification = StepVerifier(
+                    trees,
+                    tokens,
+                    draws,
+                    rows.first_rows[trees.requests, None] + trees.tree_rows,
+                    [traits[index] for index in trees.request_indices],
+                    self._tree_drafts,
+                    self.drafter.heads,
+                    self.drafter.tree.max_children[: trees.layout.max_depth],
+                ).verify()
             self.stats.count(
                 trees.num_trees,
                 int(trees.num_rows_np.sum()) - trees.num_trees,

@@ -13,11 +13,13 @@ from vllm.v1.worker.cpu.model_runner import CPUModelRunner
 from vllm.v1.worker.gpu import model_runner
 from vllm.v1.worker.gpu.model_runner import GPUModelRunner
 
+from vllm_medusa import timing
 from vllm_medusa.attention.tree_layers import connect_layers
 from vllm_medusa.kernels.move_rows import RowMover
 from vllm_medusa.replace import replaced
 from vllm_medusa.runner.report import MedusaReport
 from vllm_medusa.runner.stats import MedusaStats
+from vllm_medusa.runner.timed_steps import TimedSteps
 from vllm_medusa.runner.v2.draw import RowSampler
 from vllm_medusa.runner.v2.model_graphs import TreeGraphManager
 from vllm_medusa.runner.v2.schemes import SchemeVerifier
@@ -37,7 +39,7 @@ if TYPE_CHECKING:
 logger = init_logger(__name__)
 
 
-class MedusaModelRunner(MedusaReport, GPUModelRunner):
+class MedusaModelRunner(MedusaReport, TimedSteps, GPUModelRunner):
     """vLLM's runner, with token trees in place of draft chains.
 
     vLLM schedules, stores and counts a tree's nodes as if they were a chain of
@@ -55,9 +57,8 @@ class MedusaModelRunner(MedusaReport, GPUModelRunner):
         self.stats = MedusaStats()
         self.step_trees = self.speculator.step_trees
 
-    def load_model(self, *args: Any, **kwargs: Any) -> None:
-        """As `GPUModelRunner.load_model`; loads the heads and sets the verifier."""
-        super().load_model(*args, **kwargs)
+    def load_medusa(self) -> None:
+        """Load the heads and set the verifier, once the model is loaded."""
         self.speculator.load_model(self.model)
         assert self.sampler is not None
         proposer, requests = self.speculator.proposer, self.speculator.requests
@@ -175,9 +176,10 @@ class MedusaModelRunner(MedusaReport, GPUModelRunner):
         Slots stay linear in the row: they are computed before.
         """
         block_tables, slot_mappings = super().prepare_attn(input_batch)
-        self.step_trees.begin(
-            input_batch, kernel_block_tables(self.attn_groups, block_tables)
-        )
+        with timing.measure("prepare"):
+            self.step_trees.begin(
+                input_batch, kernel_block_tables(self.attn_groups, block_tables)
+            )
         self._count(input_batch)
         self._num_logits = np.diff(input_batch.cu_num_logits_np)
         return block_tables, slot_mappings

@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What one engine step tells the front end of Medusa."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from vllm.v1.metrics.stats import SchedulerStats
+
+REASONS = (
+    "prompt",
+    "preempted",
+    "request",
+    "load",
+    "grammar",
+    "max_model_len",
+    "token_budget",
+)
+"""Why a step of a request had no tree; docs/metrics.md says what each means."""
+
+
+@dataclass
+class MedusaStepStats:
+    """What was observed since the last time that it was taken.
+
+    Attributes:
+        tokens: by number of tokens that a tree brought its request: trees.
+        nodes: by number of nodes of a tree: trees.
+        accepted: at index d trees whose accepted path has a node of depth d + 1.
+        without_tree: by reason: steps of requests that brought a token without a tree.
+        step_seconds: of steps in which every request decodes.
+        step_has_trees: whether such a step verified trees, in the order of
+            `step_seconds`.
+        parts: of steps whose parts were timed: seconds by part, see
+            `vllm_medusa.timing`; "step" is the whole.
+    """
+
+    tokens: dict[int, int] = field(default_factory=dict)
+    nodes: dict[int, int] = field(default_factory=dict)
+    accepted: list[int] = field(default_factory=list)
+    without_tree: dict[str, int] = field(default_factory=dict)
+    step_seconds: list[float] = field(default_factory=list)
+    step_has_trees: list[bool] = field(default_factory=list)
+    parts: list[dict[str, float]] = field(default_factory=list)
+
+    def __bool__(self) -> bool:
+        return any(vars(self).values())
+
+    def observe_tree(self, num_nodes: int, num_accepted: int, num_tokens: int) -> None:
+        """Count a verified tree; `num_tokens` is what its request got out of it."""
+        self.tokens[num_tokens] = self.tokens.get(num_tokens, 0) + 1
+        self.nodes[num_nodes] = self.nodes.get(num_nodes, 0) + 1
+        while len(self.accepted) < num_accepted:
+            self.accepted.append(0)
+        for depth in range(num_accepted):
+            self.accepted[depth] += 1
+
+    def observe_without_tree(self, reason: str) -> None:
+        """Count a step of a request without a tree, for one of `REASONS`."""
+        self.without_tree[reason] = self.without_tree.get(reason, 0) + 1
+
+    def observe_decode_step(self, seconds: float, has_trees: bool) -> None:
+        """Note how long a step took in which every request decodes."""
+        self.step_seconds.append(seconds)
+        self.step_has_trees.append(has_trees)
+
+    def observe_parts(self, seconds: Mapping[str, float]) -> None:
+        """Note where a step's time went."""
+        self.parts.append(dict(seconds))
+
+    def add(self, other: MedusaStepStats) -> None:
+        """Add what another one holds."""
+        for mine, theirs in (
+            (self.tokens, other.tokens),
+            (self.nodes, other.nodes),
+            (self.without_tree, other.without_tree),
+        ):
+            for key, count in theirs.items():  # type: ignore[attr-defined]
+                mine[key] = mine.get(key, 0) + count  # type: ignore[attr-defined]
+        self.accepted += [0] * (len(other.accepted) - len(self.accepted))
+        for depth, count in enumerate(other.accepted):
+            self.accepted[depth] += count
+        self.step_seconds += other.step_seconds
+        self.step_has_trees += other.step_has_trees
+        self.parts += other.parts
+
+    @property
+    def num_trees(self) -> int:
+        """Verified trees."""
+        return sum(self.nodes.values())
+
+
+@dataclass
+class MedusaSchedulerStats(SchedulerStats):
+    """vLLM's statistics of a step, and Medusa's if it has any."""
+
+    medusa: MedusaStepStats | None = None
+
+    @classmethod
+    def of(cls, stats: SchedulerStats, medusa: MedusaStepStats) -> MedusaSchedulerStats:
+        """Return vLLM's statistics with ours."""
+        return cls(**vars(stats), medusa=medusa or None)
