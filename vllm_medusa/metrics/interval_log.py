@@ -4,25 +4,27 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from vllm.logger import init_logger
-from vllm.v1.spec_decode.metrics import SpecDecodingLogging, SpecDecodingStats
 
 from vllm_medusa.metrics.stats import MedusaStepStats
 from vllm_medusa.timing import OWN_PARTS
 
+if TYPE_CHECKING:
+    from vllm.v1.spec_decode.metrics import SpecDecodingStats
+
 logger = init_logger(__name__)
 
 
-class MedusaLogging(SpecDecodingLogging):
-    """Takes the place of vLLM's line about speculation, whose rates by position run
+class MedusaLogging:
+    """Takes the place of vLLM's `SpecDecodingLogging`, whose rates by position run
     over all nodes of a tree although no path is longer than the tree is deep."""
 
     def __init__(self, prefix: str = "") -> None:
         self.prefix = prefix
-        super().__init__()
+        self.reset()
 
     def reset(self) -> None:
         """Begin another interval."""
@@ -71,7 +73,7 @@ def _total(counts: Mapping[int, int]) -> int:
     return sum(value * count for value, count in counts.items())
 
 
-def _own_share(steps: list[dict[str, Any]]) -> float:
+def _own_share(steps: Sequence[Mapping[str, float]]) -> float:
     whole = sum(parts["step"] for parts in steps)
     own = sum(parts.get(name, 0.0) for parts in steps for name in OWN_PARTS)
     return own / whole if whole else 0.0

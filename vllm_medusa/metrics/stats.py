@@ -5,8 +5,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from vllm.v1.metrics.stats import SchedulerStats
+
+Key = TypeVar("Key", int, str)
 
 REASONS = (
     "prompt",
@@ -71,13 +74,9 @@ class MedusaStepStats:
 
     def add(self, other: MedusaStepStats) -> None:
         """Add what another one holds."""
-        for mine, theirs in (
-            (self.tokens, other.tokens),
-            (self.nodes, other.nodes),
-            (self.without_tree, other.without_tree),
-        ):
-            for key, count in theirs.items():  # type: ignore[attr-defined]
-                mine[key] = mine.get(key, 0) + count  # type: ignore[attr-defined]
+        _add(self.tokens, other.tokens)
+        _add(self.nodes, other.nodes)
+        _add(self.without_tree, other.without_tree)
         self.accepted += [0] * (len(other.accepted) - len(self.accepted))
         for depth, count in enumerate(other.accepted):
             self.accepted[depth] += count
@@ -89,6 +88,11 @@ class MedusaStepStats:
     def num_trees(self) -> int:
         """Verified trees."""
         return sum(self.nodes.values())
+
+
+def _add(counts: dict[Key, int], others: Mapping[Key, int]) -> None:
+    for key, count in others.items():
+        counts[key] = counts.get(key, 0) + count
 
 
 @dataclass

@@ -38,6 +38,6 @@ class TimedSteps:
 def _attach(parts: dict[str, float], output: Any) -> None:
     if isinstance(output, AsyncModelRunnerOutput):
         # What its `get_output` fills in and returns.
-        output = output.model_runner_output  # type: ignore[attr-defined]
+        output = output.model_runner_output
     if isinstance(output, ModelRunnerOutput):
         timing.attach(parts, output)
