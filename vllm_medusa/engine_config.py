@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 from vllm_medusa import compatibility
 from vllm_medusa.checkpoint import load_heads, resolve_heads
 from vllm_medusa.config import MedusaConfig
+from vllm_medusa.distributed.choose import choose_executor
+from vllm_medusa.distributed.installation import installation
 from vllm_medusa.errors import ConfigError, UnsupportedError
 from vllm_medusa.threads import one_thread
 from vllm_medusa.tree import BeamTree, TokenTree, parse_tree
@@ -84,12 +86,14 @@ def prepare_engine_args(engine_args: EngineArgs, options: dict[str, Any]) -> Non
     engine_args.speculative_config = speculative
     engine_args.spec_method = engine_args.spec_model = engine_args.spec_tokens = None
     engine_args.worker_cls = _worker_cls()
+    choose_executor(engine_args)
     engine_args.additional_config = {
         **(engine_args.additional_config or {}),
         OPTIONS_KEY: {
             "config": resolved.as_dict(),
             "hidden_size": checkpoint.spec.hidden_size,
             "vocab_size": checkpoint.spec.vocab_size,
+            "plugin": installation(),
         },
     }
 

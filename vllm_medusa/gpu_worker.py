@@ -11,8 +11,9 @@ from typing import Any
 
 from vllm.v1.worker.gpu_worker import Worker
 
-from vllm_medusa import compatibility, timing
+from vllm_medusa import timing
 from vllm_medusa.attention.tree_backend import tree_backend
+from vllm_medusa.distributed.worker_start import require_same_code
 
 
 class MedusaWorker(Worker):
@@ -50,7 +51,7 @@ class MedusaGPUWorker(MedusaWorker):
 
     def init_device(self) -> None:
         """As `Worker.init_device`."""
-        compatibility.require()
+        require_same_code(self.vllm_config)
         timing.use_device_clock(self.device_config.device_type)
         super().init_device()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from vllm_medusa.distributed.refusals import verify_parallel
 from vllm_medusa.engine_config import medusa_config, medusa_options
 from vllm_medusa.errors import CheckpointError, UnsupportedError
 
@@ -23,7 +24,7 @@ def verify_vllm_config(vllm_config: VllmConfig) -> None:
     if options is None:
         return
     _verify_runner(vllm_config)
-    _verify_parallel(vllm_config)
+    verify_parallel(vllm_config.parallel_config)
     model = vllm_config.model_config
     _verify_model(model)
     _verify_fit(model, options)
@@ -66,11 +67,6 @@ def _verify_v2(vllm_config: VllmConfig) -> None:
             parallel.enable_batch_sharded_sampling,
             "batch-sharded sampling: use --no-enable-batch-sharded-sampling",
         ),
-        (
-            parallel.prefill_context_parallel_size > 1,
-            "--prefill-context-parallel-size "
-            f"{parallel.prefill_context_parallel_size}: use 1",
-        ),
         (parallel.use_ubatching, "dual batch overlap: drop --enable-dbo"),
         (
             vllm_config.cache_config.kv_sharing_fast_prefill,
@@ -94,21 +90,6 @@ def _verify_v2(vllm_config: VllmConfig) -> None:
     for present, feature in refused:
         if present:
             raise UnsupportedError(f"Medusa does not support {feature}")
-
-
-def _verify_parallel(vllm_config: VllmConfig) -> None:
-    parallel = vllm_config.parallel_config
-    if parallel.pipeline_parallel_size > 1:
-        raise UnsupportedError(
-            f"Medusa does not support pipeline parallelism "
-            f"(--pipeline-parallel-size {parallel.pipeline_parallel_size}): use "
-            "tensor parallelism"
-        )
-    if parallel.decode_context_parallel_size > 1:
-        raise UnsupportedError(
-            "Medusa does not support --decode-context-parallel-size "
-            f"{parallel.decode_context_parallel_size}: use 1"
-        )
 
 
 def _verify_model(model: ModelConfig) -> None:

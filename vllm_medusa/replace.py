@@ -10,15 +10,15 @@ from typing import Any
 
 
 @contextmanager
-def replaced(module: ModuleType, name: str, value: Any) -> Iterator[None]:
-    """Let `module.name` be `value` inside the block.
+def replaced(owner: ModuleType | type[Any], name: str, value: Any) -> Iterator[None]:
+    """Let `owner.name` be `value` inside the block.
 
     For constructors of vLLM that name a class or function themselves, so that no
     subclass can choose another.
     """
-    original = getattr(module, name)
-    setattr(module, name, value)
+    original = getattr(owner, name)
+    setattr(owner, name, value)
     try:
         yield
     finally:
-        setattr(module, name, original)
+        setattr(owner, name, original)

@@ -5,7 +5,10 @@ from __future__ import annotations
 
 from vllm.v1.worker import cpu_worker
 
-from vllm_medusa import compatibility
+from vllm_medusa.distributed.worker_start import (
+    require_same_code,
+    shared_memory_by_machine,
+)
 from vllm_medusa.gpu_worker import MedusaWorker
 from vllm_medusa.replace import replaced
 
@@ -15,8 +18,11 @@ class MedusaCPUWorker(MedusaWorker, cpu_worker.CPUWorker):
 
     def init_device(self) -> None:
         """As `CPUWorker.init_device`, which names the runner class itself."""
-        # Workers on other machines may have another vLLM than the API server.
-        compatibility.require()
+        require_same_code(self.vllm_config)
+        with shared_memory_by_machine(self.vllm_config):
+            self._init_device_with_runner()
+
+    def _init_device_with_runner(self) -> None:
         if self.use_v2_model_runner:
             from vllm.v1.worker.cpu import model_runner
 

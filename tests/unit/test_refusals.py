@@ -45,6 +45,10 @@ def vllm_config(
         "prefill_context_parallel_size": 1,
         "enable_batch_sharded_sampling": False,
         "use_ubatching": False,
+        "is_moe_model": False,
+        "enable_expert_parallel": False,
+        "data_parallel_size": 1,
+        "distributed_executor_backend": "mp",
     }
     fields: dict[str, Any] = {
         "additional_config": {OPTIONS_KEY: {"config": {"heads": "org/heads"}} | sizes},
@@ -55,6 +59,10 @@ def vllm_config(
         "model_config": SimpleNamespace(**supported | (model or {})),
     }
     return SimpleNamespace(**fields | options)
+
+
+def test_data_parallel_dense_model_is_supported() -> None:
+    verify_vllm_config(vllm_config(parallel={"data_parallel_size": 2}))
 
 
 def test_supported() -> None:
@@ -100,6 +108,22 @@ def test_model_features(model: dict[str, Any], message: str) -> None:
             "--decode-context-parallel-size 4: use 1",
         ),
         (
+            {"parallel": {"prefill_context_parallel_size": 2}},
+            "--prefill-context-parallel-size 2: use 1",
+        ),
+        (
+            {"parallel": {"is_moe_model": True, "enable_expert_parallel": True}},
+            "drop --enable-expert-parallel",
+        ),
+        (
+            {"parallel": {"is_moe_model": True, "data_parallel_size": 2}},
+            "--data-parallel-size 2",
+        ),
+        (
+            {"parallel": {"distributed_executor_backend": "external_launcher"}},
+            "external_launcher: use mp or ray",
+        ),
+        (
             {"heads": {"config": {"heads": "org/heads", "attention": "cascade"}}},
             "attention=cascade is for Model Runner V2",
         ),
@@ -121,10 +145,6 @@ def test_engine_options(options: dict[str, Any], message: str) -> None:
         (
             {"parallel": {"enable_batch_sharded_sampling": True}},
             "--no-enable-batch-sharded-sampling",
-        ),
-        (
-            {"parallel": {"prefill_context_parallel_size": 2}},
-            "--prefill-context-parallel-size 2: use 1",
         ),
         ({"parallel": {"use_ubatching": True}}, "--enable-dbo"),
         (
