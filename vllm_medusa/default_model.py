@@ -18,6 +18,8 @@ from pathlib import Path
 
 import vllm_medusa
 from vllm_medusa.errors import CheckpointError
+from vllm_medusa.files import writing
+from vllm_medusa.locks import exclusive
 
 MODEL_NAME = "SmolLM2-135M-Instruct"
 HUB_ID = f"HuggingFaceTB/{MODEL_NAME}"
@@ -50,13 +52,11 @@ def model_path() -> Path:
     Raises:
         CheckpointError: as `find_model`; or a package that unpacks the model is
             missing, or the unpacked model predicts text worse than it should.
+        OutputError: there is no room in the cache, or no permission to write.
     """
     folder = find_model()
     if not folder.exists():
-        from filelock import FileLock
-
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{folder}.lock"):
+        with writing(folder), exclusive(folder.parent, wait=True):
             if not folder.exists():
                 _make(_gguf_file(), folder)
     return folder
@@ -127,7 +127,11 @@ def _make(source: Path, folder: Path) -> None:
             )
     from vllm_medusa.threads import one_thread
 
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    prefix = f".{folder.name}."
+    for leftover in folder.parent.glob(f"{prefix}*"):
+        # Of a process that was killed: the lock is ours.
+        shutil.rmtree(leftover, ignore_errors=True)
+    temporary = Path(tempfile.mkdtemp(prefix=prefix, dir=folder.parent))
     try:
         with one_thread(), _quiet_transformers():
             _convert(source, temporary)

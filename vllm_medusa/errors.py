@@ -20,3 +20,7 @@ class TreeError(MedusaError):
 
 class UnsupportedError(MedusaError):
     """A valid request that this vLLM, platform or model cannot serve with Medusa."""
+
+
+class OutputError(MedusaError):
+    """A file or folder can't be written, or another process is writing there."""

@@ -3,11 +3,15 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from vllm_medusa.errors import OutputError
 
 
 @contextmanager
@@ -15,19 +19,83 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path beside `path`, renamed to `path` on success.
 
     The temporary file is removed if the body raises, so `path` either keeps its
-    old content or has the whole new one.
+    old content or has the whole new one, which is on the disk by then.
+
+    Raises:
+        OutputError: the file can't be written, such as for want of room or permission.
     """
     target = Path(path)
+    with writing(target):
+        temporary = _temporary_beside(target)
+        try:
+            yield temporary
+            _force_to_disk(temporary)
+            os.replace(temporary, target)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def writing(target: Path) -> Iterator[None]:
+    """Turn whatever the body raises for want of room or permission into one error.
+
+    Raises:
+        OutputError: naming `target` and the system's reason.
+    """
+    try:
+        yield
+    except Exception as error:
+        reason = _write_failure(error)
+        if reason is None:
+            raise
+        raise OutputError(
+            f"cannot write {target} ({reason}): make room, or choose another place"
+        ) from error
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what killed processes left of `atomic_path` in `folder`.
+
+    Nobody else may be writing there.
+    """
+    for path in folder.glob(f".*{_SUFFIX}"):
+        path.unlink(missing_ok=True)
+
+
+_SUFFIX = ".partial"
+
+
+def _temporary_beside(target: Path) -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    handle, name = tempfile.mkstemp(_SUFFIX, f".{target.name}.", target.parent)
     os.close(handle)
-    temporary = Path(name)
     # mkstemp makes the file private; a finished file gets the usual permissions.
     umask = os.umask(0)
     os.umask(umask)
-    temporary.chmod(0o666 & ~umask)
-    try:
-        yield temporary
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
+    Path(name).chmod(0o666 & ~umask)
+    return Path(name)
+
+
+def _force_to_disk(path: Path) -> None:
+    """Some file systems find out only now that there is no room."""
+    with path.open("rb") as stream:
+        os.fsync(stream.fileno())
+
+
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
+
+
+def _write_failure(error: Exception) -> str | None:
+    """Return the system's reason if `error` is a failure to write, else None."""
+    if isinstance(error, OSError):
+        # Without a number it is some library's own, not the system's.
+        return error.strerror
+    # PyTorch hides the error of the file that it writes to.
+    hidden = error.__context__
+    if isinstance(hidden, OSError) and hidden.errno in _NO_ROOM:
+        return hidden.strerror
+    # safetensors writes in Rust and has no other way to say it.
+    if type(error).__name__ == "SafetensorError":
+        found = re.search(r"\(os error (\d+)\)", str(error))
+        return os.strerror(int(found[1])) if found else None
+    return None

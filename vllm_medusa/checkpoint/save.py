@@ -19,6 +19,7 @@ from vllm_medusa.checkpoint.tensor_files import TensorInfo
 from vllm_medusa.errors import CheckpointError
 from vllm_medusa.files import atomic_path
 from vllm_medusa.heads.spec import HeadsSpec
+from vllm_medusa.locks import exclusive
 
 
 def save_heads(
@@ -47,6 +48,7 @@ def save_heads(
     Raises:
         CheckpointError: the tensors are not those of `spec`, or hold NaN; an
             extra key would overwrite one that describes the heads.
+        OutputError: there is no room, or no permission to write.
     """
     folder = Path(folder)
     where = str(folder)
@@ -63,12 +65,14 @@ def save_heads(
     config = {key: value for key, value in described.items() if value is not None}
     config |= extra_config or {}
     text = json.dumps(config, indent=2) + "\n"
-    with atomic_path(folder / "model.safetensors") as temporary:
-        mode = temporary.stat().st_mode
-        save_file(_unshared(tensors), temporary, metadata={"format": "pt"})
-        temporary.chmod(mode)  # save_file puts a private file in its place
-    with atomic_path(folder / "config.json") as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    # The two files of one process, should several write.
+    with exclusive(folder, wait=True):
+        with atomic_path(folder / "model.safetensors") as temporary:
+            mode = temporary.stat().st_mode
+            save_file(_unshared(tensors), temporary, metadata={"format": "pt"})
+            temporary.chmod(mode)  # save_file puts a private file in its place
+        with atomic_path(folder / "config.json") as temporary:
+            temporary.write_text(text, encoding="utf-8")
     return folder
 
 

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vllm_medusa.errors import CheckpointError
+from vllm_medusa.files import writing
+from vllm_medusa.locks import exclusive
 from vllm_medusa.side_files import ACCURACIES_FILE, SIDE_FILES
 
 if TYPE_CHECKING:
@@ -87,6 +89,7 @@ def convert(
         CheckpointError: the source is unsound; the target exists and `force` is
             not given, or it holds something other than heads.
         ConfigError: `num_heads` or `draft_vocab` is more than there is.
+        OutputError: there is no room, or no permission to write.
     """
     from vllm_medusa.checkpoint import load_heads, save_heads
 
@@ -95,10 +98,15 @@ def convert(
     checkpoint = load_heads(
         source, revision, num_heads=num_heads, draft_vocab=draft_vocab
     )
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(
-        dir=target.parent, prefix=f".{target.name}."
-    ) as temporary:
+    with (
+        writing(target),
+        exclusive(target.parent, wait=True),
+        tempfile.TemporaryDirectory(
+            dir=target.parent, prefix=f".{target.name}."
+        ) as temporary,
+    ):
+        # Another process may have made it meanwhile.
+        _check_target(target, force)
         folder = Path(temporary, "new")
         save_heads(
             folder,

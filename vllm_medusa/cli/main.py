@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import signal
 import sys
 from collections.abc import Sequence
-from typing import Protocol, cast
+from types import FrameType
+from typing import NoReturn, Protocol, cast
 
 from vllm_medusa import __version__
 from vllm_medusa.errors import MedusaError
@@ -72,13 +74,21 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _terminate(number: int, frame: FrameType | None) -> NoReturn:
+    """Leave by an exception, so that whatever is open is closed and tidied up."""
+    print("terminated", file=sys.stderr)
+    sys.exit(128 + number)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (without the program name), return the exit code.
 
     A `MedusaError` becomes one line on stderr and exit code 2; an interruption by
-    the user exit code 130. Other errors are bugs and keep their traceback.
+    the user exit code 130, by SIGTERM 143. Other errors are bugs and keep their
+    traceback.
     """
     args = build_parser().parse_args(argv)
+    before = signal.signal(signal.SIGTERM, _terminate)
     try:
         return int(args.run(args))
     except MedusaError as error:
@@ -87,6 +97,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 if __name__ == "__main__":

@@ -143,11 +143,8 @@ def _build(args: argparse.Namespace) -> int:
         "source": f"optimal:{args.nodes} for measured accuracies",
         "expected_tokens_per_step": round(expected, 4),
     }
-    try:
-        with atomic_path(args.output) as temporary:
-            temporary.write_text(json.dumps(content) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"cannot write {args.output}: {error}") from None
+    with atomic_path(args.output) as temporary:
+        temporary.write_text(json.dumps(content) + "\n", encoding="utf-8")
 
     print("nodes  depth  expected tokens per step")
     for size in sorted({*SIZES, args.nodes}):

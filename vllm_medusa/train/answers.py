@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vllm_medusa.errors import ConfigError
+from vllm_medusa.files import writing
 
 
 @dataclass(frozen=True)
@@ -83,8 +84,12 @@ def parse_answer(line: str, where: str) -> Answer:
 
 
 def append_answers(path: Path, answers: Iterable[Answer]) -> None:
-    """Append answers and force them to the disk."""
-    with path.open("a", encoding="utf-8") as stream:
+    """Append answers and force them to the disk.
+
+    Raises:
+        OutputError: there is no room; a part of the last line may stand there.
+    """
+    with writing(path), path.open("a", encoding="utf-8") as stream:
         stream.writelines(json.dumps(asdict(answer)) + "\n" for answer in answers)
         stream.flush()
         os.fsync(stream.fileno())

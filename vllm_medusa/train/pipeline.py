@@ -18,6 +18,8 @@ import torch
 
 from vllm_medusa import __version__
 from vllm_medusa.errors import ConfigError
+from vllm_medusa.files import remove_leftovers
+from vllm_medusa.locks import exclusive
 from vllm_medusa.train.answers import Answer, read_answers
 from vllm_medusa.train.base import make_spec, read_lm_head
 from vllm_medusa.train.curve import check_matplotlib
@@ -59,8 +61,19 @@ def train(
     Raises:
         ConfigError: bad options or input files.
         CheckpointError: the base model can't be used.
+        OutputError: there is no room to write, or another run is at work in
+            `options.work`.
     """
     check_matplotlib()
+    with exclusive(options.work, wait=False):
+        for folder in (".", "answers", "evaluation"):
+            remove_leftovers(options.work / folder)
+        return _train(options, progress, command)
+
+
+def _train(
+    options: TrainOptions, progress: Progress, command: Sequence[str]
+) -> dict[str, Any]:
     started = time.time()
     make_answers(options, progress)
     answered = time.time()

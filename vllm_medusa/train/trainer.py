@@ -269,8 +269,9 @@ class Trainer:
             "loss_sum": self._loss_sum,
             "history": self.history,
         }
-        with atomic_path(self.checkpoint) as temporary:
-            torch.save(state, temporary)
+        with atomic_path(self.checkpoint) as temporary, temporary.open("wb") as stream:
+            # To a path PyTorch would write without telling why it can't.
+            torch.save(state, stream)
 
     def _restore(self) -> None:
         try:
