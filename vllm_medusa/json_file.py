@@ -5,13 +5,15 @@ from __future__ import annotations
 
 import json
 import os
-from pathlib import Path
 from typing import Any
 
 from vllm_medusa.errors import MedusaError, TreeError
+from vllm_medusa.reading import open_regular
 
 MAX_BYTES = 1 << 20
 """Largest file unless the caller says so: 1024 nodes take a few kilobytes."""
+
+_MAX_BRACKETS = 1 << 20
 
 
 def read_json(
@@ -32,23 +34,19 @@ def read_json(
         MedusaError: of the type `error`: the file is missing, unreadable, too large
             or not JSON.
     """
-    file = Path(path)
+    # A name may hold what a terminal takes for commands.
+    text = os.fspath(path)
+    name = text if text.isprintable() else repr(text)
     try:
-        # A folder has no content; a device or a pipe may block or never end.
-        regular = file.is_file() or not file.exists()
-        content = b""
-        if regular:
-            with file.open("rb") as stream:
-                content = stream.read(max_bytes + 1)
+        with open_regular(path) as stream:
+            content = stream.read(max_bytes + 1)
     except FileNotFoundError:
-        raise error(f"{what} file {path} does not exist") from None
-    except (OSError, ValueError) as problem:  # ValueError: a NUL byte in the name
-        raise error(f"{what} file {str(path)!r} cannot be read: {problem}") from None
-    if not regular:
-        raise error(f"{what} file {path} is not a regular file")
+        raise error(f"{what} file {name} does not exist") from None
+    except (OSError, ValueError) as problem:
+        raise error(f"{what} file {name} cannot be read: {problem}") from None
     if len(content) > max_bytes:
-        raise error(f"{what} file {path} is larger than {max_bytes} bytes")
-    return parse_json(content, f"{what} file {path}", error)
+        raise error(f"{what} file {name} is larger than {max_bytes} bytes")
+    return parse_json(content, f"{what} file {name}", error)
 
 
 def parse_json(
@@ -57,8 +55,16 @@ def parse_json(
     """Return the value of a JSON text.
 
     Raises:
-        MedusaError: of the type `error`: it is not JSON, or nested too deeply.
+        MedusaError: of the type `error`: it is not JSON, nested too deeply, or of more
+            than a million lists and objects.
     """
+    if isinstance(content, bytes):
+        brackets = content.count(b"[") + content.count(b"{")
+    else:
+        brackets = content.count("[") + content.count("{")
+    # Two characters of text become an empty list of 56 bytes.
+    if brackets > _MAX_BRACKETS:
+        raise error(f"{what} holds more than {_MAX_BRACKETS} lists and objects")
     try:
         return json.loads(content)
     except RecursionError:

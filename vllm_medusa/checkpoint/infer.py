@@ -7,9 +7,10 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from vllm_medusa.checkpoint.tensor_files import TensorInfo
+from vllm_medusa.checkpoint.tensor_info import TensorInfo
 from vllm_medusa.errors import CheckpointError, ConfigError
 from vllm_medusa.heads.spec import BlockKind, HeadsSpec, ProjectionKind
+from vllm_medusa.wording import show
 
 # Where published configs say what the tensors show; vLLM's names last.
 _HEADS_KEYS = ("medusa_num_heads", "num_medusa_heads", "num_heads")
@@ -100,7 +101,7 @@ def is_unreduced_projection(name: str, shape: tuple[int, ...], spec: HeadsSpec) 
         spec.draft_vocab_size is not None
         and name.startswith("lm_head")
         and not name.endswith(".down.weight")
-        and shape[0] == spec.vocab_size
+        and shape[:1] == (spec.vocab_size,)
     )
 
 
@@ -121,12 +122,15 @@ def config_notes(spec: HeadsSpec, config: Mapping[str, Any]) -> list[str]:
             stated = config.get(key)
             if stated is not None and actual is not None and stated != actual:
                 notes.append(
-                    f"config says {what} = {stated} ({key}), the tensors hold {actual}"
+                    f"config says {what} = {show(stated)} ({key}), the tensors "
+                    f"hold {actual}"
                 )
     bias = config.get("medusa_fc_bias")
     if bias is not None and bool(bias) != spec.block_bias:
         has = "have" if spec.block_bias else "lack"
-        notes.append(f"config says medusa_fc_bias = {bias}, the tensors {has} biases")
+        notes.append(
+            f"config says medusa_fc_bias = {show(bias)}, the tensors {has} biases"
+        )
     return notes
 
 
@@ -137,6 +141,8 @@ def _layers_by_head(infos: Mapping[str, TensorInfo], where: str) -> list[int]:
             found.setdefault(int(match[1]), set()).add(int(match[2]))
         elif match := re.match(r"lm_heads\.(\d+)\.", name):
             found.setdefault(int(match[1]), set())
+    if not found:
+        raise CheckpointError(f"{where} holds no layer of Medusa heads")
     missing = sorted(set(range(max(found) + 1)) - set(found))
     if missing:
         raise CheckpointError(
@@ -190,6 +196,7 @@ def _vocab_size(
     if projected is not None and projected != draft_vocab:
         return projected
     stated = config.get("vocab_size")
-    if not isinstance(stated, int) or stated < max(1, draft_vocab or 0):
+    # A token id is an int32.
+    if type(stated) is not int or not max(1, draft_vocab or 0) <= stated < 2**31:
         return None
     return stated

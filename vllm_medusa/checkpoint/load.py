@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import logging
+import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,15 +22,18 @@ from vllm_medusa.checkpoint.infer import (
 )
 from vllm_medusa.checkpoint.locate import read_object, resolve_heads, weight_files
 from vllm_medusa.checkpoint.naming import map_names
-from vllm_medusa.checkpoint.tensor_files import (
-    TensorFile,
-    TorchFile,
-    open_tensor_file,
-)
+from vllm_medusa.checkpoint.tensor_files import TensorFile, open_tensor_file
+from vllm_medusa.checkpoint.tensor_info import TensorInfo
+from vllm_medusa.checkpoint.torch_file import TorchFile
 from vllm_medusa.errors import CheckpointError, ConfigError
 from vllm_medusa.heads.spec import HeadsSpec
 
 logger = logging.getLogger(__name__)
+
+_MAX_CONFIG_BYTES = 4 << 20
+# Layers and heads may share a weight of the file, but have their own in memory.
+_MAX_GROWTH = 16
+_SMALL = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -149,6 +154,7 @@ def _open(path: Path) -> _Opened:
         check_dtype(name, info.dtype, where=where)
     spec = infer_spec(infos, config, where=where)
     check_shapes(infos, spec, where=where)
+    _check_growth(infos, spec, files, where)
     notes = tuple(config_notes(spec, config))
     return _Opened(spec, sources, naming.stored, naming.format, config, notes)
 
@@ -164,7 +170,33 @@ def _reduced(
 
 def _read_config(path: Path) -> dict[str, Any]:
     file = (path if path.is_dir() else path.parent) / "config.json"
-    return read_object(file, "config") if file.is_file() else {}
+    if not os.path.lexists(file):
+        return {}
+    return read_object(file, "config", _MAX_CONFIG_BYTES)
+
+
+def _check_growth(
+    infos: Mapping[str, TensorInfo],
+    spec: HeadsSpec,
+    files: list[TensorFile],
+    where: str,
+) -> None:
+    """Refuse a few weights under thousands of names.
+
+    Raises:
+        CheckpointError: in memory the heads would be far larger than the files.
+    """
+    claimed = 0
+    for name in spec.tensor_shapes():
+        dtype = infos[name].dtype
+        assert dtype is not None
+        claimed += math.prod(infos[name].shape) * dtype.itemsize
+    held = sum(file.path.stat().st_size for file in files)
+    if claimed > _MAX_GROWTH * held + _SMALL:
+        raise CheckpointError(
+            f"{where}: the heads claim {claimed} bytes of weights, but the files hold "
+            f"{held}: too many tensors share the same weights"
+        )
 
 
 def _sources(files: list[TensorFile]) -> dict[str, TensorFile]:
@@ -200,4 +232,7 @@ def _reduce(
 
 def _base_model(config: Mapping[str, Any]) -> str | None:
     name = config.get("base_model_name_or_path") or config.get("_name_or_path")
-    return name if isinstance(name, str) and name not in ("", "N/A") else None
+    if not isinstance(name, str) or name in ("", "N/A"):
+        return None
+    # It is printed and written down: nothing that a terminal takes for commands.
+    return name if len(name) <= 256 and name.isprintable() else None

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 from collections.abc import Collection
 from pathlib import Path
@@ -11,6 +13,8 @@ from typing import Any
 from vllm_medusa.checkpoint.naming import is_heads_tensor
 from vllm_medusa.errors import CheckpointError
 from vllm_medusa.json_file import read_json
+from vllm_medusa.reading import local_path
+from vllm_medusa.wording import show
 
 # In order of preference; heads of their own before a model that contains them.
 WEIGHT_FILES = (
@@ -21,11 +25,14 @@ WEIGHT_FILES = (
     "pytorch_model.bin.index.json",
     "pytorch_model.bin",
 )
-# The index of a mixture of experts lists tens of thousands of tensors.
-_MAX_JSON_BYTES = 64 << 20
+# The index of a mixture of experts lists a hundred thousand tensors.
+_MAX_JSON_BYTES = 32 << 20
+_MAX_SHARDS = 4096
 _SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
-# At most 96 characters, as the hub has it.
-_HUB_ID = re.compile(r"^(?=.{1,96}$)[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$")
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
+_MAX_HUB_ID = 96
+# What git allows, less what a path could take for a way up.
+_REVISION = re.compile(r"(?!.*\.\.)[^\W_][^\x00-\x20\x7f\\~^:?*\[]{0,254}", re.ASCII)
 
 
 def resolve_heads(name: str | Path, revision: str | None = None) -> Path:
@@ -40,32 +47,49 @@ def resolve_heads(name: str | Path, revision: str | None = None) -> Path:
     Raises:
         CheckpointError: nothing is there, or it cannot be fetched.
     """
+    text = os.fspath(name)
     if name == "default":
         from vllm_medusa.default_model import heads_path
 
         return Path(heads_path())
-    path, text = Path(name).expanduser(), str(name)
-    if text and _exists(path):
+    path = local_path(text)
+    if text and _is_local(path):
         if revision is not None:
             raise CheckpointError(
-                f"revision {revision!r} is for Hugging Face ids, but {path} is local"
+                f"revision {show(revision)} is for Hugging Face ids, but {path} is "
+                "local"
             )
         return path
-    if path.suffix in _SUFFIXES or not _HUB_ID.match(text):
+    is_id = len(text) <= _MAX_HUB_ID and _HUB_ID.fullmatch(text) is not None
+    if path.suffix in _SUFFIXES or not is_id:
         raise CheckpointError(
-            f"heads {text!r} do not exist: give a folder, a tensor file, a Hugging "
-            "Face id (organisation/name) or 'default'"
+            f"heads {show(text, 200)} do not exist: give a folder, a tensor file, a "
+            "Hugging Face id (organisation/name) or 'default'"
+        )
+    if revision is not None and not _REVISION.fullmatch(revision):
+        raise CheckpointError(
+            f"{show(revision)} is no revision: give a branch, a tag or a commit"
         )
     from vllm_medusa.checkpoint.hub import fetch_heads
 
     return fetch_heads(text, revision)
 
 
-def _exists(path: Path) -> bool:
+def _is_local(path: Path) -> bool:
+    """Whether there is something at `path`, be it a link that leads nowhere.
+
+    Raises:
+        CheckpointError: that cannot be told; it is never looked up elsewhere.
+    """
     try:
-        return path.exists()
-    except OSError:  # the name is too long for a file
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError, ValueError):
         return False
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            return False
+        raise CheckpointError(f"heads {path} cannot be read: {error}") from None
+    return True
 
 
 def choose_weights(names: Collection[str]) -> str | None:
@@ -83,13 +107,14 @@ def weight_files(path: Path) -> list[Path]:
     Raises:
         CheckpointError: no or several candidate files, or a damaged index.
     """
-    if path.is_file():
-        if path.name.endswith(".index.json"):
-            return [path.parent / shard for shard in heads_shards(path)]
-        return [path]
-    if not path.is_dir():
-        raise CheckpointError(f"heads {str(path)!r} do not exist")
-    chosen = choose_weights([entry.name for entry in path.iterdir()])
+    try:
+        if not path.is_dir():
+            if path.name.endswith(".index.json"):
+                return [path.parent / shard for shard in heads_shards(path)]
+            return [path]
+        chosen = choose_weights([entry.name for entry in path.iterdir()])
+    except OSError as error:
+        raise CheckpointError(f"heads {path} cannot be read: {error}") from None
     if chosen is None:
         raise CheckpointError(
             f"{path} holds no heads file: one of {', '.join(WEIGHT_FILES)}, or a "
@@ -111,19 +136,29 @@ def heads_shards(index: Path) -> list[str]:
         raise CheckpointError(f"{index} has no weight_map of tensors to files")
     shards = {shard for name, shard in weight_map.items() if is_heads_tensor(name)}
     shards = shards or set(weight_map.values())
-    outside = sorted(shard for shard in shards if Path(shard).name != shard)
-    if outside:
-        raise CheckpointError(f"{index} points outside its folder: {outside[0]!r}")
+    if not 1 <= len(shards) <= _MAX_SHARDS:
+        raise CheckpointError(
+            f"{index} names {len(shards)} files: 1 to {_MAX_SHARDS} are expected"
+        )
+    for shard in shards:
+        if not shard or os.path.basename(shard) != shard or shard in (".", ".."):  # noqa: PTH119
+            raise CheckpointError(f"{index} points outside its folder: {show(shard)}")
+        if not shard.endswith(_SUFFIXES) or not shard.isprintable():
+            raise CheckpointError(
+                f"{index} names {show(shard)}, which is no tensor file"
+            )
     return sorted(shards)
 
 
-def read_object(path: Path, what: str) -> dict[str, Any]:
+def read_object(
+    path: Path, what: str, max_bytes: int = _MAX_JSON_BYTES
+) -> dict[str, Any]:
     """Read a JSON object; `what` it holds goes into the error message.
 
     Raises:
-        CheckpointError: unreadable, larger than `_MAX_JSON_BYTES`, or no object.
+        CheckpointError: unreadable, larger than `max_bytes`, or no object.
     """
-    content = read_json(path, what, CheckpointError, _MAX_JSON_BYTES)
+    content = read_json(path, what, CheckpointError, max_bytes)
     if not isinstance(content, dict):
         raise CheckpointError(f"{what} file {path} holds no JSON object")
     return content

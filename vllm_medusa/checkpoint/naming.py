@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vllm_medusa.errors import CheckpointError
+from vllm_medusa.wording import show
 
 # What the letters of `HeadsCheckpoint.format` mean.
 FORMATS = {
@@ -26,13 +27,14 @@ FORMATS = {
 CANONICAL = "vllm-medusa"
 
 _PREFIX = re.compile(r"^(?:base_model\.|model\.|module\.)*(medusa_heads?)\.")
-_REFERENCE_LAYER = re.compile(r"^(\d+)\.(\d+)\.linear\.(weight|bias)$")
-_REFERENCE_PROJECTION = re.compile(r"^(\d+)\.(\d+)\.weight$")
+_REFERENCE_LAYER = re.compile(r"(\d+)\.(\d+)\.linear\.(weight|bias)", re.ASCII)
+_REFERENCE_PROJECTION = re.compile(r"(\d+)\.(\d+)\.weight", re.ASCII)
 _CANONICAL = re.compile(
-    r"^(?:blocks\.\d+\.layers\.\d+\.(?:(?:up|down)\.)?(?:weight|bias)"
+    r"blocks\.\d+\.layers\.\d+\.(?:(?:up|down)\.)?(?:weight|bias)"
     r"|blocks\.\d+\.norms\.\d+\.(?:weight|bias)"
     r"|lm_heads\.\d+\.(?:(?:up|down)\.)?weight"
-    r"|lm_head\.weight|token_map)$"
+    r"|lm_head\.weight|token_map",
+    re.ASCII,
 )
 _MAX_DIGITS = 4
 
@@ -78,18 +80,19 @@ def map_names(
             unknown.append(name)
             continue
         canonical = short
-        if match := _REFERENCE_LAYER.match(short):
+        if match := _REFERENCE_LAYER.fullmatch(short):
             canonical = f"blocks.{match[1]}.layers.{match[2]}.{match[3]}"
-        elif match := _REFERENCE_PROJECTION.match(short):
+        elif match := _REFERENCE_PROJECTION.fullmatch(short):
             canonical = f"lm_heads.{match[1]}.weight"
             if canonical not in stored:
                 projection_layer[match[1]] = int(match[2])
-        elif not _CANONICAL.match(short):
+        elif not _CANONICAL.fullmatch(short):
             unknown.append(name)
             continue
         if canonical in stored:
             raise CheckpointError(
-                f"{where}: {stored[canonical]!r} and {name!r} are the same tensor"
+                f"{where}: {show(stored[canonical])} and {show(name)} are the same "
+                "tensor"
             )
         stored[canonical] = name
     if unknown:
@@ -147,5 +150,9 @@ def _format(
 
 def _some(names: list[str], limit: int = 8) -> str:
     """The first few names, for an error message."""
-    shown = ", ".join(sorted(names)[:limit])
+    # As they are, unless a terminal could take them for commands.
+    shown = ", ".join(
+        name if name.isprintable() and len(name) <= 120 else show(name, 120)
+        for name in sorted(names)[:limit]
+    )
     return shown if len(names) <= limit else f"{shown}, …"

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from vllm_medusa.checkpoint.checks import check_contents
 from vllm_medusa.checkpoint.infer import check_shapes
 from vllm_medusa.checkpoint.naming import CANONICAL
-from vllm_medusa.checkpoint.tensor_files import TensorInfo
+from vllm_medusa.checkpoint.tensor_info import TensorInfo
 from vllm_medusa.errors import CheckpointError
 from vllm_medusa.files import atomic_path
 from vllm_medusa.heads.spec import HeadsSpec

@@ -18,7 +18,7 @@ from tests.unit.checkpoint.support import (
     write,
     write_sharded,
 )
-from vllm_medusa.checkpoint import load_heads, locate
+from vllm_medusa.checkpoint import load, load_heads
 from vllm_medusa.errors import ConfigError
 
 
@@ -197,7 +197,7 @@ def test_damaged_config(tmp_path, text):
 
 
 def test_an_endless_config(tmp_path, monkeypatch):
-    monkeypatch.setattr(locate, "_MAX_JSON_BYTES", 100)
+    monkeypatch.setattr(load, "_MAX_CONFIG_BYTES", 100)
     write(tmp_path, "model.safetensors", canonical_tensors())
     (tmp_path / "config.json").write_text(f'{{"x": "{"y" * 100}"}}')
     refused(tmp_path, r"config.json is larger than 100 bytes")
