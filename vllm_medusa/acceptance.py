@@ -10,8 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field
 Scheme = Literal["exact", "rejection", "typical"]
 FirstToken = Literal["drawn", "greedy"]
 
-Epsilon = Annotated[float, Field(gt=0.0, lt=1.0, allow_inf_nan=False)]
-Delta = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
+Epsilon = Annotated[float, Field(strict=True, gt=0.0, lt=1.0, allow_inf_nan=False)]
+Delta = Annotated[float, Field(strict=True, gt=0.0, allow_inf_nan=False)]
 
 POSSIBLE = {
     "acceptance": '"exact", "rejection" or "typical"',

@@ -14,6 +14,7 @@ from typing import Any
 from vllm.engine.arg_utils import EngineArgs
 
 from vllm_medusa.errors import ConfigError
+from vllm_medusa.wording import show
 
 FLAG = "--speculative-model"
 METHOD = "medusa"
@@ -34,7 +35,12 @@ def requested_options(engine_args: EngineArgs) -> dict[str, Any]:
         ConfigError: a Medusa option is given both ways.
     """
     given = engine_args.speculative_config or {}
-    options = {key.replace("-", "_"): value for key, value in given.items()}
+    if not isinstance(given, dict):
+        return {}  # vLLM says what it thinks of that
+    options = {
+        key.replace("-", "_") if isinstance(key, str) else key: value
+        for key, value in given.items()
+    }
     flags = {
         "method": engine_args.spec_method,
         "model": engine_args.spec_model,
@@ -45,8 +51,8 @@ def requested_options(engine_args: EngineArgs) -> dict[str, Any]:
         return options
     for key in flags.keys() & options.keys():
         raise ConfigError(
-            f"{key} is given by a --spec-* flag ({flags[key]}) and in "
-            f"speculative_config ({options[key]}): keep one of them"
+            f"{key} is given by a --spec-* flag ({show(flags[key])}) and in "
+            f"speculative_config ({show(options[key])}): keep one of them"
         )
     return {**options, **flags}
 
@@ -87,8 +93,9 @@ def _wrap_from_cli_args() -> None:
             return engine_args
         if engine_args.speculative_config is not None:
             raise ConfigError(
-                f"{FLAG} {text} and --speculative-config "
-                f"{engine_args.speculative_config} were both given: keep one of them"
+                f"{FLAG} {show(text, 200)} and --speculative-config "
+                f"{show(engine_args.speculative_config, 200)} were both given: "
+                "keep one of them"
             )
         from vllm_medusa.config import MedusaConfig
 

@@ -6,12 +6,15 @@ from __future__ import annotations
 from itertools import pairwise
 
 from vllm_medusa.errors import ConfigError
+from vllm_medusa.wording import show
 
 BatchTable = tuple[tuple[int, int, int], ...]
 """(first, last, nodes): with first to last running requests, `nodes` nodes each."""
 
 TABLE_KEY = "num_speculative_tokens_per_batch_size"
 """vLLM's name for the table, in `speculative_config` and in batch_table.json."""
+
+_MOST = 2**31 - 1
 
 
 def check_batch_table(table: object) -> BatchTable:
@@ -31,7 +34,7 @@ def check_batch_table(table: object) -> BatchTable:
     if not isinstance(table, list | tuple) or not table:
         raise ConfigError(
             f"{TABLE_KEY} must be a non-empty list of [first, last, nodes] with first "
-            f'and last a number of requests, or "auto", or null; not {_show(table)}'
+            f'and last a number of requests, or "auto", or null; not {show(table)}'
         )
     entries = sorted(_check_entry(entry) for entry in table)
     if entries[0][0] != 1:
@@ -55,18 +58,14 @@ def _check_entry(entry: object) -> tuple[int, int, int]:
         or any(type(value) is not int for value in entry)
     ):
         raise ConfigError(
-            f"{TABLE_KEY}: {_show(entry)} must be three integers [first, last, nodes]"
+            f"{TABLE_KEY}: {show(entry)} must be three integers [first, last, nodes]"
         )
     first, last, nodes = entry
-    if not 1 <= first <= last:
+    if not 1 <= first <= last <= _MOST:
         raise ConfigError(
-            f"{TABLE_KEY}: the range {first} to {last} must satisfy 1 <= first <= last"
+            f"{TABLE_KEY}: the range {show(first)} to {show(last)} must satisfy "
+            "1 <= first <= last, and be of numbers of requests"
         )
-    if nodes < 0:
-        raise ConfigError(f"{TABLE_KEY}: {nodes} nodes must be 0 or more")
+    if not 0 <= nodes <= _MOST:
+        raise ConfigError(f"{TABLE_KEY}: {show(nodes)} nodes must be 0 or more")
     return first, last, nodes
-
-
-def _show(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:59] + "…"

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from difflib import get_close_matches
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -37,8 +36,9 @@ from vllm_medusa.tree.specification import (
     check_tree_text,
     known_tree,
 )
+from vllm_medusa.wording import show, suggest
 
-_Count = Annotated[int, Field(strict=True, ge=1)]
+_Count = Annotated[int, Field(strict=True, ge=1, lt=2**31)]
 _Name = Annotated[str, Field(strict=True, min_length=1)]
 AttentionChoice = Literal["auto", "triton", "cascade", "xformers"]
 """Implementations of tree attention, see `vllm_medusa.attention`."""
@@ -131,6 +131,10 @@ class MedusaConfig(BaseModel):
         Raises:
             ConfigError: a key is unknown or missing, or a value is impossible.
         """
+        if not isinstance(options, Mapping):
+            raise ConfigError(
+                f"speculative_config is {show(options)}: it must be a dict"
+            )
         fields = dict(options)
         known = ["method", "model", *(k for k in cls.model_fields if k != "heads")]
         for key in fields:
@@ -139,7 +143,7 @@ class MedusaConfig(BaseModel):
         method = fields.pop("method", None)
         if method != "medusa":
             raise ConfigError(
-                f'speculative_config has method {method!r}: Medusa needs "medusa"'
+                f'speculative_config has method {show(method)}: Medusa needs "medusa"'
             )
         heads = fields.pop("model", None)
         if heads is None:
@@ -203,14 +207,16 @@ class MedusaConfig(BaseModel):
     @field_validator("num_speculative_tokens_per_batch_size", mode="before")
     @classmethod
     def _check_table(cls, table: Any) -> Any:
-        return table if table in (None, "auto") else check_batch_table(table)
+        if table is None or (isinstance(table, str) and table == "auto"):
+            return table
+        return check_batch_table(table)
 
     @model_validator(mode="after")
     def _check_together(self) -> Self:
         if self.heads == "default" and self.revision is not None:
             raise ConfigError(
-                f"revision {self.revision!r} with the default heads: they are shipped "
-                "with the package and have none"
+                f"revision {show(self.revision)} with the default heads: they are "
+                "shipped with the package and have none"
             )
         if self.tree is not None:
             self._check_against_tree(self.tree)
@@ -259,10 +265,9 @@ def check_num_speculative_tokens(limit: int | None, num_nodes: int) -> None:
 
 
 def _unknown_key(key: object, known: Collection[str], what: str = "key") -> ConfigError:
-    close = get_close_matches(str(key), known, n=1)
-    hint = f" (did you mean {close[0]!r}?)" if close else ""
     return ConfigError(
-        f"unknown {what} {str(key)[:60]!r}{hint}: Medusa knows {', '.join(known)}"
+        f"unknown {what} {show(key)}{suggest(key, known)}: Medusa knows "
+        f"{', '.join(known)}"
     )
 
 
@@ -280,6 +285,6 @@ def _config_error(error: ValidationError) -> ConfigError:
     if field not in _POSSIBLE:
         # Not an object at all, or no JSON.
         return ConfigError(f"the configuration is no mapping: {problem['msg']}")
-    value = repr(problem["input"])
-    value = value if len(value) <= 60 else value[:59] + "…"
-    return ConfigError(f"{field} is {value}: it must be {_POSSIBLE[field]}")
+    return ConfigError(
+        f"{field} is {show(problem['input'])}: it must be {_POSSIBLE[field]}"
+    )

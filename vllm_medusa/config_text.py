@@ -6,12 +6,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
 
 from vllm_medusa.batch_table import TABLE_KEY
 from vllm_medusa.errors import ConfigError
+from vllm_medusa.reading import local_path
+from vllm_medusa.wording import show
 
 PREFIX = "medusa:"
 FORM = "medusa:HEADS[@revision][?key=value&...]"
@@ -33,19 +34,23 @@ def split_text(text: str) -> dict[str, Any]:
             wrongly.
     """
     if not isinstance(text, str) or not text.startswith(PREFIX):
-        raise ConfigError(f"{text!r} does not start with {PREFIX!r}: give {FORM}")
+        raise ConfigError(
+            f"{show(text, 200)} does not start with {PREFIX!r}: give {FORM}"
+        )
     name, question, query = text.removeprefix(PREFIX).partition("?")
     fields = _split_name(name)
     if not fields["heads"]:
-        raise ConfigError(f"{text!r} names no heads: give {FORM}")
+        raise ConfigError(f"{show(text, 200)} names no heads: give {FORM}")
     if question and not query:
-        raise ConfigError(f"{text!r} ends in '?': give key=value after it, or drop it")
+        raise ConfigError(
+            f"{show(text, 200)} ends in '?': give key=value after it, or drop it"
+        )
     for pair in query.split("&") if query else ():
         key, equals, value = pair.partition("=")
         if not key or not equals or not value:
-            raise ConfigError(f"{pair!r} in {text!r} must be key=value")
+            raise ConfigError(f"{show(pair)} in {show(text, 200)} must be key=value")
         if key in fields:
-            raise ConfigError(f"{key!r} is given twice in {text!r}")
+            raise ConfigError(f"{show(key)} is given twice in {show(text, 200)}")
         fields[key] = _read_value(key, _decode(value))
     return fields
 
@@ -68,7 +73,7 @@ def _split_name(name: str) -> dict[str, Any]:
         return {"heads": name if _exists(name) else _decode(name)}
     heads, _, revision = name.rpartition("@")
     if not revision:
-        raise ConfigError(f"{name!r} has no revision after '@'")
+        raise ConfigError(f"{show(name, 200)} has no revision after '@'")
     return {
         "heads": heads if _exists(heads) else _decode(heads),
         "revision": _decode(revision),
@@ -77,27 +82,27 @@ def _split_name(name: str) -> dict[str, Any]:
 
 def _exists(name: str) -> bool:
     try:
-        return bool(name) and Path(name).expanduser().exists()
-    except (OSError, ValueError, RuntimeError):
-        # Too long, a NUL byte, or the home of an unknown user: no such file.
+        return bool(name) and local_path(name).exists()
+    except (OSError, ValueError):  # too long, or a NUL byte: no such file
         return False
 
 
 def _decode(value: str) -> str:
     if _BROKEN_PERCENT.search(value):
         raise ConfigError(
-            f"{value!r} has a '%' that encodes no character: write %25 for a plain %"
+            f"{show(value, 200)} has a '%' that encodes no character: write %25 for "
+            "a plain %"
         )
     try:
         return unquote(value, errors="strict")
     except UnicodeDecodeError:
-        raise ConfigError(f"{value!r} does not encode UTF-8 text") from None
+        raise ConfigError(f"{show(value, 200)} does not encode UTF-8 text") from None
 
 
 def _read_value(key: str, value: str) -> Any:
     if key in _INTEGER_KEYS:
         if not _INTEGER.fullmatch(value):
-            raise ConfigError(f"{key} must be a whole number, not {value[:60]!r}")
+            raise ConfigError(f"{key} must be a whole number, not {show(value)}")
         return int(value)
     if key == "delta" and value in ("none", "null"):
         return None
@@ -105,14 +110,14 @@ def _read_value(key: str, value: str) -> Any:
         try:
             return float(value)
         except ValueError:
-            raise ConfigError(f"{key} must be a number, not {value[:60]!r}") from None
+            raise ConfigError(f"{key} must be a number, not {show(value)}") from None
     if key == TABLE_KEY and value != "auto":
         try:
             return json.loads(value)
         except (ValueError, RecursionError):
             raise ConfigError(
                 f'{key} must be "auto", null or JSON such as [[1,1,8],[2,4,4]], not '
-                f"{value[:60]!r}"
+                f"{show(value)}"
             ) from None
     return value
 

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
 from vllm_medusa.acceptance import EXACT, POSSIBLE, Acceptance
 from vllm_medusa.errors import ConfigError
+from vllm_medusa.wording import show, suggest
 
 if TYPE_CHECKING:
     from vllm import SamplingParams
@@ -88,19 +88,21 @@ def _acceptance(engine: Acceptance, asked: Mapping[str, Any]) -> Acceptance:
 
 def _asked(extra_args: Mapping[str, Any] | None) -> dict[str, Any]:
     """Return our keys without their prefix."""
+    if extra_args is None:
+        return {}
+    if not isinstance(extra_args, Mapping):
+        raise ConfigError(f"extra_args is {show(extra_args)}: it must be a dict")
     asked = {}
-    for key, value in (extra_args or {}).items():
+    for key, value in extra_args.items():
         if not isinstance(key, str) or not key.startswith(_PREFIX):
             continue
         if key not in KEYS:
-            close = get_close_matches(key[:60], KEYS, n=1)
-            hint = f" (did you mean {close[0]!r}?)" if close else ""
             raise ConfigError(
-                f"unknown key {key[:60]!r}{hint} in extra_args: Medusa knows "
-                f"{', '.join(KEYS)}"
+                f"unknown key {show(key)}{suggest(key, KEYS)} in extra_args: Medusa "
+                f"knows {', '.join(KEYS)}"
             )
         name = key.removeprefix(_PREFIX)
-        if name == "delta" and value in ("none", None):
+        if name == "delta" and (value is None or _is_text(value, "none")):
             value = None
         elif name in ("epsilon", "delta") and type(value) not in (int, float):
             raise _impossible(name, value)
@@ -108,7 +110,13 @@ def _asked(extra_args: Mapping[str, Any] | None) -> dict[str, Any]:
     return asked
 
 
+def _is_text(value: object, text: str) -> bool:
+    # Other types may compare as they like: an array gives an array.
+    return isinstance(value, str) and value == text
+
+
 def _impossible(name: str, value: Any) -> ConfigError:
+    text = value if isinstance(value, str) else show(value)
     return ConfigError(
-        f"{_PREFIX}{name} is {str(value)[:60]!r}: it must be {_POSSIBLE[name]}"
+        f"{_PREFIX}{name} is {show(text)}: it must be {_POSSIBLE[name]}"
     )

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from vllm_medusa.errors import TreeError
 from vllm_medusa.json_file import read_json
 from vllm_medusa.tree.token_tree import MAX_RANKS, TokenTree
+from vllm_medusa.wording import show
 
 Accuracies = Sequence[Sequence[float]]
 """accuracy[h][r]: probability that the guess of rank r of head h + 1 is right."""
@@ -54,7 +55,7 @@ def _check_row(head: int, row: object) -> None:
         # A comparison with NaN is False, so NaN is refused here too.
         if not is_number or not 0 <= value <= 1:
             raise TreeError(
-                f"accuracy of head {head}, rank {rank} is {str(value)[:40]!r}: it must "
+                f"accuracy of head {head}, rank {rank} is {show(value)}: it must "
                 "be a probability from 0 to 1"
             )
     if math.fsum(row) > 1 + _SUM_TOLERANCE:

@@ -13,6 +13,7 @@ from vllm_medusa.errors import TreeError
 from vllm_medusa.json_file import read_json
 from vllm_medusa.tree.accuracies import Accuracies, check_accuracies
 from vllm_medusa.tree.token_tree import MAX_NODES, MAX_RANKS, NodePath, TokenTree
+from vllm_medusa.wording import show
 
 
 def chain(num_nodes: int) -> TokenTree:
@@ -42,7 +43,8 @@ def cartesian(widths: Sequence[int], accuracies: Accuracies | None = None) -> To
     for width in widths:
         if type(width) is not int or not 1 <= width <= MAX_RANKS:
             raise TreeError(
-                f"width {width!r} of a cartesian tree: widths go from 1 to {MAX_RANKS}"
+                f"width {show(width)} of a cartesian tree: widths go from 1 to "
+                f"{MAX_RANKS}"
             )
     num_nodes = 0
     level = 1
@@ -51,8 +53,8 @@ def cartesian(widths: Sequence[int], accuracies: Accuracies | None = None) -> To
         num_nodes += level
         if num_nodes > MAX_NODES:
             raise TreeError(
-                f"the cartesian tree {'x'.join(map(str, widths))} has more than "
-                f"{MAX_NODES} nodes: give smaller widths"
+                f"the cartesian tree {show('x'.join(map(str, widths[:40])))} has more "
+                f"than {MAX_NODES} nodes: give smaller widths"
             )
     table: Accuracies = prior_accuracies(len(widths), max(widths))
     if accuracies is not None:
@@ -168,7 +170,8 @@ def from_list(paths: object) -> TokenTree:
 def _check_count(name: str, num_nodes: int) -> None:
     if type(num_nodes) is not int or not 1 <= num_nodes <= MAX_NODES:
         raise TreeError(
-            f"{name}:{num_nodes} is not possible: a tree has 1 to {MAX_NODES} nodes"
+            f"{name}:{show(num_nodes)} is not possible: a tree has 1 to "
+            f"{MAX_NODES} nodes"
         )
 
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from vllm_medusa.batch_table import TABLE_KEY, check_batch_table
@@ -77,7 +78,7 @@ def resolve_batch_table(
         return None
     if table == "auto":
         path = folder / BATCH_TABLE_FILE
-        if not path.exists():
+        if not os.path.lexists(path):
             return None
         return [
             (first, last, min(nodes, tree.num_nodes))
@@ -93,7 +94,7 @@ def resolve_batch_table(
 
 
 def _default_tree(folder: Path, num_heads: int, limit: int | None) -> TokenTree:
-    if (folder / TREE_FILE).exists():
+    if os.path.lexists(folder / TREE_FILE):
         return from_file(folder / TREE_FILE).limit_depth(num_heads)
     accuracies = _accuracies_beside(folder)
     if accuracies is None:
@@ -114,7 +115,7 @@ def _worthwhile(accuracies: Accuracies) -> TokenTree:
 
 def _accuracies_beside(folder: Path) -> Accuracies | None:
     path = folder / ACCURACIES_FILE
-    return load_accuracies(path) if path.exists() else None
+    return load_accuracies(path) if os.path.lexists(path) else None
 
 
 def _load_batch_table(path: Path) -> tuple[tuple[int, int, int], ...]:

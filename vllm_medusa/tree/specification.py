@@ -5,16 +5,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from difflib import get_close_matches
-from pathlib import Path
 
 from vllm_medusa.errors import TreeError
 from vllm_medusa.json_file import parse_json
+from vllm_medusa.reading import local_path
 from vllm_medusa.tree.accuracies import Accuracies, check_accuracies
 from vllm_medusa.tree.beam import BeamTree
 from vllm_medusa.tree.builders import cartesian, chain, from_file, from_list, optimal
 from vllm_medusa.tree.published import published, published_names
 from vllm_medusa.tree.token_tree import MAX_NODES, TokenTree
+from vllm_medusa.wording import show, suggest
 
 _NUMBERED = re.compile(r"(chain|optimal):([0-9]{1,9})")
 _CARTESIAN = re.compile(r"[0-9]{1,9}(x[0-9]{1,9})*")
@@ -108,7 +108,7 @@ def _build(
     if value.startswith("["):
         return from_list(parse_json(value, "the tree"))
     if is_file_name(value):
-        return from_file(Path(value).expanduser())
+        return from_file(local_path(value))
     if value == "chain":
         if num_heads is None:
             raise TreeError("chain needs a length where no heads are given: chain:4")
@@ -139,8 +139,5 @@ def _widths(text: str) -> list[int]:
 
 
 def _unknown(text: str) -> TreeError:
-    close = get_close_matches(
-        text, ["chain", "optimal", "beam", *published_names()], n=1
-    )
-    hint = f" (did you mean {close[0]}?)" if close else ""
-    return TreeError(f"unknown tree {text[:80]!r}{hint}: give {POSSIBLE_TREES}")
+    hint = suggest(text, ["chain", "optimal", "beam", *published_names()])
+    return TreeError(f"unknown tree {show(text, 80)}{hint}: give {POSSIBLE_TREES}")

@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from vllm_medusa.errors import TreeError
+from vllm_medusa.wording import show
 
 if TYPE_CHECKING:
     import torch
@@ -92,7 +93,7 @@ class TokenTree:
                 other than ranks, or whose parent is missing (a gap).
         """
         if isinstance(paths, str | bytes) or not isinstance(paths, Sequence):
-            raise TreeError(f"a tree is a list of paths, not {_show(paths)}")
+            raise TreeError(f"a tree is a list of paths, not {show(paths)}")
         if len(paths) > MAX_NODES:
             raise TreeError(
                 f"a tree of {len(paths)} nodes is too large: at most {MAX_NODES}"
@@ -101,7 +102,7 @@ class TokenTree:
         for position, given in enumerate(paths):
             path = _checked_path(given)
             if path in index:
-                raise TreeError(f"path {_show(list(path))} stands twice in the tree")
+                raise TreeError(f"path {show(list(path))} stands twice in the tree")
             index[path] = position
         # The place of a node is the latest place on its path.
         place: dict[NodePath, tuple[int, int, int]] = {}
@@ -111,8 +112,8 @@ class TokenTree:
             if len(path) > 1:
                 if path[:-1] not in place:
                     raise TreeError(
-                        f"path {_show(list(path))} has a gap: its parent "
-                        f"{_show(list(path[:-1]))} is not in the tree"
+                        f"path {show(list(path))} has a gap: its parent "
+                        f"{show(list(path[:-1]))} is not in the tree"
                     )
                 latest = max(position, place[path[:-1]][0])
             place[path] = (latest, len(path), position)
@@ -253,31 +254,23 @@ class TokenTree:
 
 def _int_tuple(name: str, values: object) -> tuple[int, ...]:
     if not isinstance(values, list | tuple):
-        raise TreeError(f"{name} must be a tuple of integers, not {_show(values)}")
+        raise TreeError(f"{name} must be a tuple of integers, not {show(values)}")
     for value in values:
         if type(value) is not int:
-            raise TreeError(f"{name} must be integers, not {_show(value)}")
+            raise TreeError(f"{name} must be integers, not {show(value)}")
     return tuple(values)
 
 
 def _checked_path(path: object) -> NodePath:
     if not isinstance(path, list | tuple):
-        raise TreeError(f"a path is a list of ranks, not {_show(path)}")
+        raise TreeError(f"a path is a list of ranks, not {show(path)}")
     if not path:
         raise TreeError("an empty path in the tree: the root is there by itself")
     for rank in path:
         # bool is an int for Python, but never a rank.
         if type(rank) is not int or not 0 <= rank < MAX_RANKS:
             raise TreeError(
-                f"path {_show(path)} holds {_show(rank)}: a rank is an integer from "
+                f"path {show(path)} holds {show(rank)}: a rank is an integer from "
                 f"0 to {MAX_RANKS - 1}"
             )
     return tuple(path)
-
-
-def _show(value: object, limit: int = 60) -> str:
-    """Return a short repr: errors quote the value, but not a megabyte of it."""
-    if isinstance(value, list | tuple) and len(value) > limit:
-        value = value[:limit]
-    text = repr(value)
-    return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -71,8 +71,8 @@ def test_refuses_more_depth_than_heads(name):
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        ("chian", r"'chian' \(did you mean chain\?\).*optimal:N.*zephyr_stage2"),
-        ("vicuna_7b", r"did you mean vicuna_7b_stage2|did you mean vicuna_7b_stage1"),
+        ("chian", r"'chian' \(did you mean 'chain'\?\).*optimal:N.*zephyr_stage2"),
+        ("vicuna_7b", r"did you mean 'vicuna_7b_stage[12]'"),
         ("", "unknown tree ''"),
         ("chain:", "unknown tree"),
         ("chain:-1", "unknown tree"),
