@@ -23,8 +23,8 @@ from benchmarks.common.variants import VANILLA, WITHOUT_PLUGINS, Variant
 from vllm_medusa.calibration.steps import Request, run_from_dict
 from vllm_medusa.engines.process import EngineProcess
 
-# What Medusa adds to a step, or does in vLLM's place; "verify" includes "move".
-ADDED = ("attention", "prepare", "propose", "verify")
+# What Medusa adds to a step, or does in vLLM's place.
+ADDED = ("attention", "prepare", "propose", "draw", "verify", "move")
 STEP = "step"
 TIMED = "timed"
 FILLER = "The quick brown fox jumps over the lazy dog near the river. "
@@ -35,12 +35,12 @@ def step_shares(
 ) -> dict[str, dict[str, float]]:
     """Seconds per step and share of the step, by part, and of all that Medusa adds.
 
-    `timing` is what the worker's `medusa_timing` gave: seconds and calls by part. The
-    whole step is timed in two calls. ValueError if there is no step in it.
+    `timing` is what the worker's `medusa_timing` gave: seconds and calls by part.
+    ValueError if there is no step in it.
     """
     if STEP not in timing:
         raise ValueError(f"no steps were timed: {dict(timing)}")
-    num_steps = timing[STEP]["calls"] / 2
+    num_steps = timing[STEP]["calls"]
     seconds = {name: part["seconds"] / num_steps for name, part in timing.items()}
     seconds["added"] = sum(seconds.get(name, 0.0) for name in ADDED)
     return {

@@ -80,19 +80,19 @@ def test_number_of_requests_follows_the_rate() -> None:
     assert serving.num_prompts(float("inf"), 30, 40) == 40
 
 
-def test_shares_of_a_step_are_per_step_and_do_not_count_twice() -> None:
+def test_shares_of_a_step_are_per_step() -> None:
     timing = {
-        "step": {"seconds": 2.0, "calls": 20},
+        "step": {"seconds": 2.0, "calls": 10},
         "attention": {"seconds": 0.1, "calls": 300},
         "propose": {"seconds": 0.05, "calls": 10},
-        "verify": {"seconds": 0.04, "calls": 10},
+        "draw": {"seconds": 0.02, "calls": 10},
+        "verify": {"seconds": 0.01, "calls": 10},
         "move": {"seconds": 0.01, "calls": 10},
     }
     shares = step_parts.step_shares(timing)
     assert shares["step"] == {"seconds": 0.2, "share": 1.0}
     assert shares["attention"]["seconds"] == pytest.approx(0.01)
     assert shares["move"]["share"] == pytest.approx(0.005)
-    # "move" lies inside "verify".
     assert shares["added"]["share"] == pytest.approx(0.095)
     with pytest.raises(ValueError, match="no steps were timed"):
         step_parts.step_shares({})
