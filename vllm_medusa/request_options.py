@@ -117,6 +117,4 @@ def _is_text(value: object, text: str) -> bool:
 
 def _impossible(name: str, value: Any) -> ConfigError:
     text = value if isinstance(value, str) else show(value)
-    return ConfigError(
-        f"{_PREFIX}{name} is {show(text)}: it must be {_POSSIBLE[name]}"
-    )
+    return ConfigError(f"{_PREFIX}{name} is {show(text)}: it must be {_POSSIBLE[name]}")

@@ -51,7 +51,10 @@ TABLE_KEY = "num_speculative_tokens_per_batch_size"
         ("medusa:x?tree=beam:0x3", "tree: beam:0x3 is not possible: .* from 1 to"),
         ("medusa:x?tree=beam:3x0", "tree: beam:3x0 is not possible: .* at least 1"),
         ("medusa:x?tree=beam:64x64", "tree: beam:64x64 is not possible: .* 1024"),
-        ("medusa:x?tree=beam:3", r"tree: unknown tree 'beam:3' \(did you mean 'beam'\?"),
+        (
+            "medusa:x?tree=beam:3",
+            r"tree: unknown tree 'beam:3' \(did you mean 'beam'\?",
+        ),
         ("medusa:x?tree=beam:3x2&num_heads=1", "2 deep but there are only 1 heads"),
         (
             "medusa:x?tree=beam:3x2&num_speculative_tokens=4",
