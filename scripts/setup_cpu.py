@@ -139,7 +139,7 @@ def requirement(file: str) -> str:
 def install_packages() -> None:
     """Install the pinned lists, then what is built: one list's source distribution,
     and the two distributions of this clone."""
-    lists = ("build", "cpu", "train", "bench", "dev")
+    lists = ("build", "cpu", "ray", "train", "bench", "dev")
     files = [f"--requirement={REQUIREMENTS / name}.txt" for name in lists]
     run([*PIP_INSTALL, *files], attempts=2)
     # Built here, by what has just been installed.
