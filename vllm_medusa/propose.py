@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from vllm_medusa.checkpoint import load_heads
+from vllm_medusa.checkpoint import HeadsCheckpoint, load_heads
 from vllm_medusa.engine_config import medusa_config, scheduled_tree
+from vllm_medusa.errors import CheckpointError
 from vllm_medusa.heads import MedusaHeads
 from vllm_medusa.heads.draft_sampling import DraftSampling
+from vllm_medusa.heads.parallel import TensorParallel
 from vllm_medusa.tree import BeamTree, TokenTree
 
 if TYPE_CHECKING:
@@ -79,11 +81,8 @@ class MedusaProposer:
         Raises:
             CheckpointError: the heads are damaged or of another model.
         """
-        checkpoint = load_heads(
-            self.config.heads,
-            num_heads=self.config.num_heads,
-            draft_vocab=self.config.draft_vocab,
-        )
+        self._path = self.config.heads
+        checkpoint = self._read(self._path)
         model = self.vllm_config.model_config
         self.heads = MedusaHeads.from_checkpoint(
             checkpoint,
@@ -91,6 +90,63 @@ class MedusaProposer:
             dtype=model.dtype,
             device=torch.device(self.vllm_config.device_config.device),
         )
+
+    def reload(self, path: str | None, target_model: nn.Module) -> None:
+        """Read the heads again, or others of the same shape, into the same memory.
+
+        Every rank must call this. All of them take the new heads or none does.
+
+        Args:
+            path: folder, file or Hugging Face id; the last ones' by default.
+            target_model: the base model.
+
+        Raises:
+            CheckpointError: the heads are missing, damaged or of another shape, on
+                this rank or another one.
+        """
+        path = self._path if path is None else path
+        checkpoint, error = None, None
+        try:
+            checkpoint = self._read(path)
+            self.heads.check_update(checkpoint, target_model)
+            self._check_token_map(checkpoint)
+        # Whatever it is: the other ranks are waiting to hear of it.
+        except Exception as caught:
+            error = caught
+        failed = torch.full((1,), float(error is not None), device=self.heads.device)
+        num_failed = int(TensorParallel.current().sum(failed))
+        if error is not None:
+            raise error
+        if num_failed:
+            raise CheckpointError(
+                f"{path}: {num_failed} other ranks can't use these heads; see their "
+                "errors. All keep the heads they had"
+            )
+        assert checkpoint is not None
+        self.heads.update(checkpoint, target_model)
+        self._path = path
+
+    def follow(self, target_model: nn.Module) -> None:
+        """Take over what the heads share with the base model, whose weights have
+        changed. Every rank must call this."""
+        self.heads.follow(target_model)
+
+    def _read(self, path: str) -> HeadsCheckpoint:
+        return load_heads(
+            path, num_heads=self.config.num_heads, draft_vocab=self.config.draft_vocab
+        )
+
+    def _check_token_map(self, checkpoint: HeadsCheckpoint) -> None:
+        """Drawn candidates are verified by their distributions over the draft
+        vocabulary, which must not change between the two."""
+        token_map, ids = checkpoint.tensors.get("token_map"), self.heads.draft_token_ids
+        if not self.is_sampling or token_map is None or ids is None:
+            return
+        if not torch.equal(token_map.long().cpu(), ids.cpu()):
+            raise CheckpointError(
+                f"{checkpoint.path}: with acceptance=rejection a running engine takes "
+                "heads of the same token_map only; restart it with these heads"
+            )
 
     def propose(
         self,

@@ -120,6 +120,18 @@ class FusedBlocks(nn.Module):
         ]
         self.register_buffer(name, torch.stack(vectors).unsqueeze(2), persistent=False)
 
+    @torch.no_grad()
+    def update(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Take other values of the same shapes from a checkpoint's tensors; in place,
+        since captured graphs know the addresses."""
+        own = dict(self.named_buffers())
+        dtype = next(iter(own.values())).dtype
+        other = FusedBlocks(
+            self.spec, tensors, self.parallel, dtype=dtype, device=torch.device("cpu")
+        )
+        for name, buffer in other.named_buffers():
+            own[name].copy_(buffer)
+
     # hidden: [batch, hidden_size]
     def forward(self, hidden: torch.Tensor, num_heads: int) -> torch.Tensor:
         """Features of the first `num_heads` heads, [num_heads, batch, hidden_size]."""

@@ -65,11 +65,13 @@ def find_lm_head(base_model: nn.Module) -> VocabParallelEmbedding:
     return heads[0]
 
 
-# bias: [rows] or None
 def _base_product(
-    lm_head: VocabParallelEmbedding, bias: torch.Tensor | None, rows: int
+    lm_head: VocabParallelEmbedding, dtype: torch.dtype, rows: int
 ) -> Product:
-    """The base model's own product, which has its weight packed where that helps."""
+    """The base model's own product, which has its weight packed where that helps.
+
+    Everything is looked up in the model when it is used: reloaded weights count.
+    """
 
     def product(x: torch.Tensor) -> torch.Tensor:
         weight = lm_head.weight
@@ -78,7 +80,8 @@ def _base_product(
         else:
             logits = lm_head.quant_method.apply(lm_head, x)
         logits = logits[..., :rows]
-        return logits if bias is None else logits + bias
+        bias = getattr(lm_head, "bias", None)
+        return logits if bias is None else logits + bias[:rows].to(dtype)
 
     return product
 
@@ -124,7 +127,7 @@ def lm_head_shard(
         bias = None if bias is None else bias.to(device, dtype)
         product = None
         if len(weight) == end - start and weight.dtype == dtype:
-            product = _base_product(lm_head, bias, len(weight))
+            product = _base_product(lm_head, dtype, len(weight))
         return VocabularyShard(weight.to(device, dtype), bias, None, start, product)
     token_map = token_map.to(weight.device)
     spread = parallel if lm_head.tp_size > 1 else TensorParallel()

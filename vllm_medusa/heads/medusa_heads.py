@@ -3,8 +3,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import nn
+from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
 
 from vllm_medusa.checkpoint import HeadsCheckpoint
 from vllm_medusa.errors import CheckpointError, ConfigError
@@ -12,7 +15,7 @@ from vllm_medusa.heads.blocks import FusedBlocks
 from vllm_medusa.heads.draft_sampling import DraftSampling, draw_drafts
 from vllm_medusa.heads.lm_head import find_lm_head, lm_head_shard
 from vllm_medusa.heads.parallel import TensorParallel
-from vllm_medusa.heads.projection import FusedProjection
+from vllm_medusa.heads.projection import FusedProjection, stored_shard
 from vllm_medusa.heads.spec import HeadsSpec
 
 
@@ -72,26 +75,7 @@ class MedusaHeads(nn.Module):
         """
         spec = checkpoint.spec
         lm_head = find_lm_head(base_model)
-        where = str(checkpoint.path)
-        if spec.hidden_size != lm_head.embedding_dim:
-            raise CheckpointError(
-                f"{where}: heads of hidden size {spec.hidden_size} cannot read "
-                f"{type(base_model).__name__} with hidden size "
-                f"{lm_head.embedding_dim}; use heads trained for this model"
-            )
-        vocab_size = lm_head.org_vocab_size
-        token_map = checkpoint.tensors.get("token_map")
-        if spec.vocab_size is not None and spec.vocab_size != vocab_size:
-            raise CheckpointError(
-                f"{where}: heads for a vocabulary of {spec.vocab_size} tokens do not "
-                f"fit {type(base_model).__name__} with {vocab_size}; use heads "
-                "trained for this model"
-            )
-        if token_map is not None and int(token_map.max()) >= vocab_size:
-            raise CheckpointError(
-                f"{where}: token_map holds token {int(token_map.max())}, but "
-                f"{type(base_model).__name__} has {vocab_size} tokens"
-            )
+        _check_fit(checkpoint, lm_head, type(base_model).__name__)
         weight = lm_head.weight
         if dtype is None:
             dtype = weight.dtype if weight.is_floating_point() else torch.float32
@@ -99,7 +83,11 @@ class MedusaHeads(nn.Module):
         parallel = TensorParallel.current()
         if spec.projection == "shared":
             shard = lm_head_shard(
-                lm_head, token_map, parallel, dtype=dtype, device=device
+                lm_head,
+                checkpoint.tensors.get("token_map"),
+                parallel,
+                dtype=dtype,
+                device=device,
             )
             projection = FusedProjection(shard, parallel)
         else:
@@ -109,7 +97,78 @@ class MedusaHeads(nn.Module):
         blocks = FusedBlocks(
             spec, checkpoint.tensors, parallel, dtype=dtype, device=device
         )
-        return cls(spec, blocks, projection, vocab_size)
+        return cls(spec, blocks, projection, lm_head.org_vocab_size)
+
+    def check_update(self, checkpoint: HeadsCheckpoint, base_model: nn.Module) -> None:
+        """Refuse what `update` can't take.
+
+        Raises:
+            CheckpointError: the heads are of another shape than these, or do not fit
+                the model.
+        """
+        lm_head = find_lm_head(base_model)
+        _check_fit(checkpoint, lm_head, type(base_model).__name__)
+        # A vocabulary size that only one of the two tells has been compared above.
+        found = replace(checkpoint.spec, vocab_size=self.spec.vocab_size)
+        if found != self.spec:
+            raise CheckpointError(
+                f"{checkpoint.path}: a running engine takes heads of the shape that it "
+                f"was started with, {self.spec}, not {checkpoint.spec}: restart it "
+                "with these heads"
+            )
+
+    def update(self, checkpoint: HeadsCheckpoint, base_model: nn.Module) -> None:
+        """Take the weights of another checkpoint, for which `check_update` has passed.
+
+        They are written in place, since captured graphs know the addresses. Of several
+        ranks all must call this.
+        """
+        self.blocks.update(checkpoint.tensors)
+        if self.spec.projection == "shared":
+            self._share(base_model, checkpoint.tensors.get("token_map"))
+            return
+        shard, down = stored_shard(
+            self.spec,
+            checkpoint.tensors,
+            self.projection.parallel,
+            dtype=self.dtype,
+            device=torch.device("cpu"),
+        )
+        self.projection.update(shard, down)
+
+    def follow(self, base_model: nn.Module) -> None:
+        """Take over what is shared with the base model, whose weights have changed.
+
+        Of several ranks all must call this.
+        """
+        if self.spec.projection == "shared":
+            is_reduced = self.spec.draft_vocab_size is not None
+            self._share(base_model, self.draft_token_ids if is_reduced else None)
+
+    def _share(
+        self,
+        base_model: nn.Module,
+        # int64 [draft_vocab] or None
+        token_map: torch.Tensor | None,
+    ) -> None:
+        shard = lm_head_shard(
+            find_lm_head(base_model),
+            token_map,
+            self.projection.parallel,
+            dtype=self.dtype,
+            device=self.device,
+        )
+        self.projection.update(shard)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of weights and products."""
+        return next(self.blocks.buffers()).dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.blocks.buffers()).device
 
     # hidden: [batch, hidden_size], last hidden state after the final norm
     def top_k(
@@ -177,3 +236,32 @@ class MedusaHeads(nn.Module):
                 f"k is {k}, but the heads guess over {self.vocab_size} tokens"
             )
         return self.blocks(hidden, num_heads)
+
+
+def _check_fit(
+    checkpoint: HeadsCheckpoint, lm_head: VocabParallelEmbedding, model: str
+) -> None:
+    """Refuse heads of another model.
+
+    Raises:
+        CheckpointError: the heads' hidden size or vocabulary is not the model's.
+    """
+    spec, where = checkpoint.spec, str(checkpoint.path)
+    if spec.hidden_size != lm_head.embedding_dim:
+        raise CheckpointError(
+            f"{where}: heads of hidden size {spec.hidden_size} cannot read {model} "
+            f"with hidden size {lm_head.embedding_dim}; use heads trained for this "
+            "model"
+        )
+    vocab_size = lm_head.org_vocab_size
+    if spec.vocab_size is not None and spec.vocab_size != vocab_size:
+        raise CheckpointError(
+            f"{where}: heads for a vocabulary of {spec.vocab_size} tokens do not fit "
+            f"{model} with {vocab_size}; use heads trained for this model"
+        )
+    token_map = checkpoint.tensors.get("token_map")
+    if token_map is not None and int(token_map.max()) >= vocab_size:
+        raise CheckpointError(
+            f"{where}: token_map holds token {int(token_map.max())}, but {model} has "
+            f"{vocab_size} tokens"
+        )

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from vllm_medusa.heads.linear import prepare_linear
+from vllm_medusa.heads.linear import FixedLinear, Product
 from vllm_medusa.heads.lm_head import VocabularyShard
 from vllm_medusa.heads.parallel import TensorParallel
 from vllm_medusa.heads.spec import HeadsSpec
@@ -51,10 +51,10 @@ class FusedProjection(nn.Module):
         tensors = (shard.token_ids, down, *_own_weights(shard))
         self.num_bytes = sum(t.nbytes for t in tensors if t is not None)
         self.register_buffer("weight", shard.weight if own else None, persistent=False)
-        self._product = shard.product
+        self._product: Product | None = shard.product
         if self._product is None and not own:
             # It may pack the matrix, so nothing else refers to that.
-            self._product = prepare_linear(shard.weight, shard.bias)
+            self._product = FixedLinear(shard.weight, shard.bias)
         self.register_buffer("token_ids", shard.token_ids, persistent=False)
         draft_token_ids = columns = None
         if parallel.size == 1:
@@ -78,29 +78,29 @@ class FusedProjection(nn.Module):
         device: torch.device,
     ) -> FusedProjection:
         """The projection stored in a checkpoint ("own", "single", "low_rank")."""
-        vocab = spec.projected_vocab_size
-        assert vocab is not None
-        first, last = parallel.bounds(vocab)
+        shard, down = stored_shard(spec, tensors, parallel, dtype=dtype, device=device)
+        return cls(shard, parallel, down)
 
-        def rows(name: str) -> torch.Tensor:
-            return tensors[name][first:last].to(device, dtype)
+    @torch.no_grad()
+    def update(self, shard: VocabularyShard, down: torch.Tensor | None = None) -> None:
+        """Take other values of the same shapes, which may lie on any device.
 
-        down = None
-        if spec.projection == "single":
-            weight = rows("lm_head.weight").clone()
-        else:
-            part = "weight" if spec.rank is None else "up.weight"
-            heads = [f"lm_heads.{head}" for head in range(spec.num_heads)]
-            weight = torch.stack([rows(f"{head}.{part}") for head in heads])
-            if spec.rank is not None:
-                down = torch.stack(
-                    [tensors[f"{head}.down.weight"].to(device, dtype) for head in heads]
-                )
-        token_ids = None
-        if spec.draft_vocab_size is not None:
-            # Copied: the checkpoint's tensors may be views of the file itself.
-            token_ids = tensors["token_map"][first:last].to(device, copy=True)
-        return cls(VocabularyShard(weight, None, token_ids, first), parallel, down)
+        They are written in place, since captured graphs know the addresses. What is
+        the base model's own follows it anyway. Of several ranks all must call this.
+        """
+        if shard.token_ids is not None:
+            assert self.token_ids is not None and self.draft_token_ids is not None
+            self.token_ids.copy_(shard.token_ids)
+            if self._columns is not None:
+                ids = self._gather(self.token_ids.float(), self._columns)
+                self.draft_token_ids.copy_(ids.long())
+        if self.down is not None:
+            assert down is not None
+            self.down.copy_(down)
+        if self.weight is not None:
+            self.weight.copy_(shard.weight)
+        elif isinstance(self._product, FixedLinear):
+            self._product.update(shard.weight, shard.bias)
 
     # features: [num_heads, batch, hidden_size]
     def logits(self, features: torch.Tensor) -> torch.Tensor:
@@ -194,6 +194,44 @@ class FusedProjection(nn.Module):
         """The best of all ranks, in one all-gather and one launch."""
         packed = pack_top_k(best, ids, k, totals)
         return merge_top_k(self.parallel.stack(packed), k)
+
+
+def stored_shard(
+    spec: HeadsSpec,
+    tensors: Mapping[str, torch.Tensor],
+    parallel: TensorParallel,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> tuple[VocabularyShard, torch.Tensor | None]:
+    """This rank's part of the projections in a checkpoint.
+
+    Returns:
+        the shard, and `FusedProjection.down`.
+    """
+    vocab = spec.projected_vocab_size
+    assert vocab is not None
+    first, last = parallel.bounds(vocab)
+
+    def rows(name: str) -> torch.Tensor:
+        return tensors[name][first:last].to(device, dtype)
+
+    down = None
+    if spec.projection == "single":
+        weight = rows("lm_head.weight").clone()
+    else:
+        part = "weight" if spec.rank is None else "up.weight"
+        heads = [f"lm_heads.{head}" for head in range(spec.num_heads)]
+        weight = torch.stack([rows(f"{head}.{part}") for head in heads])
+        if spec.rank is not None:
+            down = torch.stack(
+                [tensors[f"{head}.down.weight"].to(device, dtype) for head in heads]
+            )
+    token_ids = None
+    if spec.draft_vocab_size is not None:
+        # Copied: the checkpoint's tensors may be views of the file itself.
+        token_ids = tensors["token_map"][first:last].to(device, copy=True)
+    return VocabularyShard(weight, None, token_ids, first), down
 
 
 def _own_weights(shard: VocabularyShard) -> tuple[torch.Tensor | None, ...]:
