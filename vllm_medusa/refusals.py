@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from vllm_medusa.distributed.refusals import verify_parallel
 from vllm_medusa.engine_config import medusa_config, medusa_options
 from vllm_medusa.errors import CheckpointError, UnsupportedError
+from vllm_medusa.option_refusals import verify_options
 
 if TYPE_CHECKING:
     from vllm.config import ModelConfig, VllmConfig
@@ -25,6 +26,7 @@ def verify_vllm_config(vllm_config: VllmConfig) -> None:
         return
     _verify_runner(vllm_config)
     verify_parallel(vllm_config.parallel_config)
+    verify_options(vllm_config)
     model = vllm_config.model_config
     _verify_model(model)
     _verify_fit(model, options)

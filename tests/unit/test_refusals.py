@@ -35,6 +35,8 @@ def vllm_config(
         "return_sampling_mask": False,
         "rswa_window": None,
         "is_mm_prefix_lm": False,
+        "enable_prompt_embeds": False,
+        "is_diffusion": False,
         "get_hidden_size": lambda: 64,
         "get_vocab_size": lambda: 100,
     }
@@ -45,6 +47,7 @@ def vllm_config(
         "prefill_context_parallel_size": 1,
         "enable_batch_sharded_sampling": False,
         "use_ubatching": False,
+        "enable_elastic_ep": False,
         "is_moe_model": False,
         "enable_expert_parallel": False,
         "data_parallel_size": 1,
@@ -57,6 +60,9 @@ def vllm_config(
         "cache_config": SimpleNamespace(kv_sharing_fast_prefill=False),
         "parallel_config": SimpleNamespace(**alone | (parallel or {})),
         "model_config": SimpleNamespace(**supported | (model or {})),
+        "kv_transfer_config": None,
+        "aux_output_config": SimpleNamespace(enabled=False),
+        "engram_config": None,
     }
     return SimpleNamespace(**fields | options)
 
