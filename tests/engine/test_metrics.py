@@ -158,6 +158,7 @@ def test_preemption(llama: TinyModel, prompts: list[list[int]]) -> None:
         llama.path,
         {"model": llama.heads, "tree": "optimal:12"},
         num_gpu_blocks_override=sample(12, 9),
+        max_model_len=256,
         enable_prefix_caching=False,
     ) as llm:
         step_ends(llm, long, greedy(sample(60, 40)))

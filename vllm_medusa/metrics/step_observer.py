@@ -65,8 +65,6 @@ class StepObserver:
             output: what the scheduler returned.
             requests: all requests by id.
         """
-        if not output.num_scheduled_tokens:
-            return
         drafts, planned = output.scheduled_spec_decode_tokens, self._planned
         for req_id in output.finished_req_ids:
             planned.pop(req_id, None)
@@ -83,7 +81,8 @@ class StepObserver:
                 chunks.append(req_id)
             else:
                 reasons[req_id] = self._reason(request, output)
-        is_decode = not chunks and reasons.keys() <= planned.keys()
+        is_decode = bool(output.num_scheduled_tokens) and not chunks
+        is_decode = is_decode and reasons.keys() <= planned.keys()
         planned.update(
             dict.fromkeys(
                 output.num_scheduled_tokens, output.num_spec_tokens_to_schedule
@@ -124,12 +123,11 @@ class StepObserver:
         self._reasons = {}
         if parts is not None:
             self.stats.observe_parts(parts)
-        while self._steps:
-            step = self._steps.popleft()
-            if step.output is output:
-                break
-        else:
+        if not any(step.output is output for step in self._steps):
             return
+        while (step := self._steps.popleft()).output is not output:
+            # Its result never came.
+            pass
         self._reasons = step.reasons
         # Scheduled ahead, a step begins when the one before it ends.
         start = max(step.start, self._last_result)

@@ -210,6 +210,23 @@ def test_a_result_that_never_came_does_not_stop_the_count(
     observer.scheduled(0.0, lost, requests)
     run(observer, scheduled({"a": 5}, {"a": 4}), requests, {"a": 1})
     assert observer.take().tokens == {1: 1}
+
+
+def test_empty_steps_between_others(
+    observer: StepObserver, clock: SimpleNamespace
+) -> None:
+    """A scheduler that runs ahead may find nothing to schedule."""
+    requests = {"a": Request("a", num_output_tokens=0)}
+    step, empty = scheduled({"a": 8}, new=("a",)), scheduled({})
+    observer.scheduled(0.0, empty, requests)
+    observer.scheduled(0.0, step, requests)
+    observer.result_begins(empty, None)
     observer.result_begins(scheduled({}), None)
+    observer.result_begins(step, None)
     observer.emitted("a", 1)
-    assert not observer.take()
+    stats = observer.take()
+    assert stats.without_tree == {"prompt": 1}
+    assert not stats.step_seconds
+    observer.scheduled(0.0, scheduled({}, finished=("a",)), requests)
+    run(observer, scheduled({"a": 8}, new=("a",)), requests, {"a": 1})
+    assert observer.take().without_tree == {"prompt": 1}
