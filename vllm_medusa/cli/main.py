@@ -25,6 +25,7 @@ SUBCOMMANDS = (
     "doctor",
     "inspect",
     "convert",
+    "plan",
     "tree",
     "train",
     "calibrate",
