@@ -16,8 +16,7 @@ from tests.runner import sample
 
 pytestmark = pytest.mark.engine
 
-LENGTH = 24
-COUNT = sample(40, 16)
+COUNT, LENGTH = sample((40, 24), (12, 12))
 # vLLM 0.32 itself fails on a CPU when the prompt of a seeded request comes in pieces:
 # it rewinds the request's generator, and CPU generators can't be.
 UNCHUNKED = {"max_num_batched_tokens": 4096}

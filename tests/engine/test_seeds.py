@@ -16,7 +16,7 @@ from tests.runner import sample
 
 pytestmark = pytest.mark.engine
 
-COUNT, LENGTH = 100, 10
+COUNT, LENGTH = sample(100, 30), 10
 """Prompts at each temperature, and tokens of each answer."""
 TEMPERATURES = (0.0, 0.7, 1.0)
 FILTERS: tuple[dict[str, Any], ...] = (
@@ -75,7 +75,8 @@ def test_prompts_in_pieces_under_async_scheduling(
 ) -> None:
     """The scheduler runs one step ahead: base positions are read on the device."""
     prompts, params = requests()
-    chosen = slice(180, 240)
+    # Of each temperature above 0.
+    chosen = slice(2 * COUNT - 10, 2 * COUNT + 10)
     with engine(
         llama.path,
         {"model": llama.heads, "tree": "optimal:4"},
@@ -88,7 +89,7 @@ def test_prompts_in_pieces_under_async_scheduling(
         texts = token_ids(generate(llm, prompts[chosen], params[chosen]))
         counters = stats(llm)
     assert texts == expected[chosen]
-    assert counters["accepted"] > 20
+    assert counters["accepted"] > 10
 
 
 def test_another_seed_gives_another_text(

@@ -19,7 +19,7 @@ from tests.runner import sample
 
 pytestmark = pytest.mark.engine
 
-COUNT, LENGTH = sample((8, 32), (2, 16))
+COUNT, LENGTH = sample((8, 32), (1, 16))
 
 
 def _params(pieces: list[str]) -> list[SamplingParams]:

@@ -25,7 +25,7 @@ from tests.runner import sample
 
 pytestmark = pytest.mark.engine
 
-COUNT = sample(16, 3)
+COUNT = sample(16, 2)
 
 
 @pytest.fixture(autouse=True)
@@ -33,30 +33,26 @@ def no_errors(monkeypatch: pytest.MonkeyPatch) -> None:
     forbid_errors(monkeypatch)
 
 
-@pytest.mark.parametrize(
-    ("medusa", "options"),
-    [
-        pytest.param({"tree": "beam:3x3"}, {}, id="beam"),
-        pytest.param(
-            {"num_speculative_tokens_per_batch_size": [[1, 2, 12], [3, 16, 5]]},
-            {},
-            id="cut trees",
-        ),
-        pytest.param(
-            {}, {"max_num_batched_tokens": sample(24, 64)}, id="prompts in pieces"
-        ),
-        pytest.param(
-            {}, {"structured_outputs_config": {"backend": "guidance"}}, id="guidance"
-        ),
-    ],
-)
+ENGINES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    # options of Medusa and of vLLM
+    "beam": ({"tree": "beam:3x3"}, {}),
+    "cut trees": (
+        {"num_speculative_tokens_per_batch_size": [[1, 2, 12], [3, 16, 5]]},
+        {},
+    ),
+    "prompts in pieces": ({}, {"max_num_batched_tokens": sample(24, 64)}),
+    "guidance": ({}, {"structured_outputs_config": {"backend": "guidance"}}),
+}
+
+
+@pytest.mark.parametrize("name", sample(ENGINES, ("beam", "prompts in pieces")))
 def test_trees(
     llama: TinyModel,
     prompts: list[list[int]],
     tmp_path: Path,
-    medusa: dict[str, Any],
-    options: dict[str, Any],
+    name: str,
 ) -> None:
+    medusa, options = ENGINES[name]
     params = constrained(regex=FREE)
     requests = Requests.of(prompts[:COUNT], LENGTH, {"free": [params] * COUNT})
     with compared(
