@@ -4,10 +4,13 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections import Counter
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
+from prometheus_client import REGISTRY
 from vllm import SamplingParams
 
 from tests.engine.conftest import TinyModel
@@ -31,6 +34,7 @@ pytestmark = pytest.mark.engine
 COUNT, LENGTH = sample((40, 40), (6, 16))
 PREFIX = "vllm:spec_decode_num_"
 HEADS = 4
+DASHBOARD = Path(__file__).parents[2] / "docs/grafana/medusa.json"
 OFF = {"extra_args": {"medusa_num_speculative_tokens": 0}}
 
 
@@ -169,26 +173,26 @@ def test_preemption(llama: TinyModel, prompts: list[list[int]]) -> None:
     check_sums(own, values)
 
 
-def test_log_line(llama: TinyModel, prompts: list[list[int]]) -> None:
+def test_log_line_and_dashboard(llama: TinyModel, prompts: list[list[int]]) -> None:
     lines: list[str] = []
 
     class Handler(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
             lines.append(record.getMessage())
 
-    vllm_logger, handler = logging.getLogger("vllm"), Handler()
-    level = vllm_logger.level
+    # What vLLM asks whether it is to log, and logs with.
+    vllm_logger, handler = logging.getLogger("vllm.v1.metrics.loggers"), Handler()
     vllm_logger.addHandler(handler)
     vllm_logger.setLevel(logging.INFO)
     try:
         with engine(llama.path, {"model": llama.heads, "tree": "optimal:12"}) as llm:
             texts = token_ids(generate(llm, prompts[:3], greedy(8)))
-            lines.clear()
             own = medusa_metrics(llm)
             llm.llm_engine.do_log_stats()
             llm.llm_engine.do_log_stats()
+            exported = {s.name for m in REGISTRY.collect() for s in m.samples}
     finally:
-        vllm_logger.setLevel(level)
+        vllm_logger.setLevel(logging.NOTSET)
         vllm_logger.removeHandler(handler)
     assert sum(map(len, texts)) == 3 * 8
     (line,) = [line for line in lines if "Medusa" in line]
@@ -200,6 +204,10 @@ def test_log_line(llama: TinyModel, prompts: list[list[int]]) -> None:
     )
     assert line.endswith("3 without a tree (prompt 3)")
     assert not any("SpecDecoding" in line for line in lines)
+
+    names = set(re.findall(r"vllm:\w+", DASHBOARD.read_text()))
+    assert len(names) > 20
+    assert names <= exported
 
 
 def test_plain_engine_has_none(llama: TinyModel, prompts: list[list[int]]) -> None:

@@ -17,6 +17,7 @@ import pytest
 import vllm
 from vllm.v1.attention.backend import AttentionImpl, AttentionMetadataBuilder
 from vllm.v1.attention.backends import cpu_attn, flash_attn, triton_attn
+from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.worker.cpu_model_runner import CPUModelRunner
 from vllm.v1.worker.cpu_worker import CPUWorker
 from vllm.v1.worker.gpu.cudagraph_utils import CudaGraphManager
@@ -30,7 +31,9 @@ from vllm_medusa.attention.tree_impl import TreeAttentionImpl
 from vllm_medusa.attention.tree_metadata import TreeMetadataBuilder
 from vllm_medusa.compatibility import module_file, written_source
 from vllm_medusa.function_source import find_functions, source_hash
+from vllm_medusa.metrics.observed_scheduling import ObservedScheduling
 from vllm_medusa.runner import v1
+from vllm_medusa.runner.timed_steps import TimedSteps
 from vllm_medusa.runner.v2 import model_graphs, propose_graphs
 from vllm_medusa.runner.v2.model_runner import MedusaModelRunner
 from vllm_medusa.runner.v2.speculator import MedusaSpeculator
@@ -71,6 +74,9 @@ OVERRIDES = [
     (model_graphs.TreeGraphManager, CudaGraphManager),
     (propose_graphs._BatchGraphs, CudaGraphManager),
     (MedusaSpeculator, BaseSpeculator),
+    (ObservedScheduling, Scheduler),
+    (TimedSteps, CPUModelRunner),
+    (TimedSteps, GPUModelRunner),
     (TreeMetadataBuilder, AttentionMetadataBuilder),
     (TreeAttentionImpl, AttentionImpl),
     (cpu.TreeCPUAttentionBackend, cpu_attn.CPUAttentionBackend),
