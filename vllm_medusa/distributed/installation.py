@@ -8,6 +8,7 @@ different tokens and go on with different texts.
 from __future__ import annotations
 
 import hashlib
+import socket
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -18,14 +19,18 @@ from vllm_medusa.errors import UnsupportedError
 
 @cache
 def installation() -> dict[str, str]:
-    """Return this process's plugin: "version", and "source", the SHA-256 of its
-    Python files by path. Takes some 20 ms, once."""
+    """Return this process's plugin: "version", "source" (the SHA-256 of its Python
+    files by path), and the "host" that has it. Takes some 20 ms, once."""
     package = Path(__file__).parent.parent
     digest = hashlib.sha256()
     for file in sorted(package.rglob("*.py")):
         content = hashlib.sha256(file.read_bytes()).digest()
         digest.update(str(file.relative_to(package)).encode() + b"\0" + content)
-    return {"version": __version__, "source": digest.hexdigest()}
+    return {
+        "version": __version__,
+        "source": digest.hexdigest(),
+        "host": socket.gethostname(),
+    }
 
 
 def require_same(
@@ -37,10 +42,14 @@ def require_same(
 ) -> None:
     """Refuse a plugin that differs from that of the engine.
 
+    On one host sources are not compared: both are the same files, which someone who
+    works on the plugin may have changed in between.
+
     Raises:
         UnsupportedError: naming both, and where.
     """
-    if dict(engine) != dict(other):
+    keys = ["version"] if engine["host"] == other["host"] else ["version", "source"]
+    if any(engine[key] != other[key] for key in keys):
         raise UnsupportedError(
             f"{where} has {_describe(other)}, but the engine was started with "
             f"{_describe(engine)}: install the same on every node"

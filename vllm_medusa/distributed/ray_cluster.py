@@ -26,8 +26,8 @@ _OBJECT_STORE_BYTES = 100 << 20
 """Of a cluster of our own. vLLM's ranks talk past Ray's object store; Ray asks for 75
 MiB at least and would take 30 % of the memory."""
 
-_is_ours = False
-"""Whether this module has connected this process."""
+_has_joined = False
+"""Whether it was `connect` that connected this process."""
 
 
 def connect(world_size: int, runtime_env: Any = None) -> str:
@@ -44,9 +44,8 @@ def connect(world_size: int, runtime_env: Any = None) -> str:
     """
     # As vLLM's own executor: no statistics are sent unless asked for.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    global _is_ours
+    global _has_joined
     if not ray.is_initialized():
-        _is_ours = True
         try:
             ray.init("auto", runtime_env=runtime_env)
         except ConnectionError as error:
@@ -56,15 +55,20 @@ def connect(world_size: int, runtime_env: Any = None) -> str:
                     "start it, or unset RAY_ADDRESS to have one started here"
                 ) from error
             _start(world_size, runtime_env)
-    return _resource(world_size)
+        _has_joined = True
+    try:
+        return _resource(world_size)
+    except ConfigError:
+        leave()
+        raise
 
 
 def leave() -> None:
     """End the cluster that `connect` started, or leave the one that it joined. Whoever
     had joined one before goes on with it."""
-    global _is_ours
-    if _is_ours:
-        _is_ours = False
+    global _has_joined
+    if _has_joined:
+        _has_joined = False
         ray.shutdown()
 
 
