@@ -7,12 +7,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
-from vllm_medusa.calibration.table import (
-    BatchTable,
-    choose_table,
-    interpolate_costs,
-    speedups,
-)
+from vllm_medusa.calibration.table import BatchTable, choose_table, speedups
 from vllm_medusa.planning.steps import Roofline
 from vllm_medusa.tree import TokenTree, covers, node_gains, optimal
 from vllm_medusa.tree.accuracies import Accuracies
@@ -24,9 +19,11 @@ _MOST = 64
 
 @dataclass(frozen=True)
 class Expectation:
-    """Tokens per step by number of nodes, under the accuracies or as the user says."""
+    """Tokens per step by number of nodes, under the accuracies or as the user says, and
+    the depths of these trees."""
 
     tokens: dict[int, float]
+    depths: dict[int, int]
     source: str
 
 
@@ -49,19 +46,33 @@ def expect_tokens(
             are weighed.
     """
     if tokens_per_step is not None:
-        return Expectation({tree.num_nodes: tokens_per_step}, "--tokens-per-step")
+        nodes = tree.num_nodes
+        return Expectation(
+            {nodes: tokens_per_step}, {nodes: tree.max_depth}, "--tokens-per-step"
+        )
     if accuracies is None or not covers(accuracies, tree):
         return None
-    gains = list(accumulate(node_gains(tree, accuracies)))
-    tokens = {n: gains[n] for n in (*_COUNTS, tree.num_nodes) if n <= tree.num_nodes}
+    tokens, depths = _truncations(tree, accuracies)
     if not has_own_tree:
         table = accuracies[:num_heads]
         ranks = len(table[0])
         possible = sum(ranks**depth for depth in range(1, len(table) + 1))
         best = optimal(table, min(_MOST, possible))
-        gains = list(accumulate(node_gains(best, table)))
-        tokens |= {n: gains[n] for n in _COUNTS if n <= best.num_nodes}
-    return Expectation(tokens, "accuracies of the heads")
+        best_tokens, best_depths = _truncations(best, table)
+        whole = tree.num_nodes
+        tokens = best_tokens | {whole: tokens[whole]}
+        depths = best_depths | {whole: depths[whole]}
+    return Expectation(tokens, depths, "accuracies of the heads")
+
+
+def _truncations(
+    tree: TokenTree, accuracies: Accuracies
+) -> tuple[dict[int, float], dict[int, int]]:
+    """Tokens per step and depth of the tree's first nodes, for a choice of counts."""
+    gains = list(accumulate(node_gains(tree, accuracies)))
+    counts = [n for n in _COUNTS if n < tree.num_nodes] + [tree.num_nodes]
+    tokens = {n: gains[n] for n in counts}
+    return tokens, {n: tree.truncate(n).max_depth for n in counts}
 
 
 def step_table(
@@ -77,11 +88,10 @@ def step_table(
     (0 and 1 where no tree pays).
     """
     nodes = tree.num_nodes
-    counts = {nodes} | set(expectation.tokens if expectation else ())
+    depths = (expectation.depths if expectation else {}) | {nodes: tree.max_depth}
     costs = {
-        requests: {
-            count: roofline.step(requests, count).seconds for count in (0, *counts)
-        }
+        requests: {0: roofline.step(requests).seconds}
+        | {n: roofline.step(requests, n, depth).seconds for n, depth in depths.items()}
         for requests in batch_sizes
     }
     table = None
@@ -94,11 +104,11 @@ def step_table(
             "requests": requests,
             "plain_ms": 1e3 * plain,
             "tree_ms": 1e3 * whole,
-            "heads_ms": 1e3 * roofline.step(requests, nodes).heads,
+            "heads_ms": 1e3 * roofline.step(requests, nodes, tree.max_depth).heads,
             "overhead": whole / plain,
         }
         if expectation is not None and table is not None:
-            gains = speedups(interpolate_costs(costs, requests), expectation.tokens)
+            gains = speedups(costs[requests], expectation.tokens)
             best = next(n for first, last, n in table if first <= requests <= last)
             row |= {
                 "tokens_per_step": expectation.tokens[nodes],

@@ -9,7 +9,7 @@ host's work, kernel launches and moved rows of the KV cache are left out.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from vllm_medusa.planning.base_model import DTYPE_BYTES, BaseModel
 from vllm_medusa.planning.gpus import Device
@@ -81,8 +81,9 @@ class Roofline:
             self._linear_flops = device.flops["fp8"] * efficiency.compute
         self._link = (device.link or 0.0) * efficiency.bandwidth
 
-    def step(self, requests: int, num_nodes: int) -> StepCost:
-        """A step of `requests` requests with `num_nodes` nodes each; 0 is plain."""
+    def step(self, requests: int, num_nodes: int = 0, depth: int = 0) -> StepCost:
+        """A step of `requests` requests, each with a tree of `num_nodes` nodes and this
+        depth; plain without nodes."""
         rows = requests * (1 + num_nodes)
         base, weights = self._base, self._weights
         ranks = self._settings.tensor_parallel_size
@@ -111,7 +112,7 @@ class Roofline:
             lm_head=lm_head,
             sampling=sampling,
             communication=self._communication(rows),
-            heads=self._heads_step(requests) if num_nodes else 0.0,
+            heads=self._heads_step(requests, depth) if num_nodes else 0.0,
         )
 
     def _bound(self, read: float, operations: float, flops: float) -> float:
@@ -129,10 +130,12 @@ class Roofline:
         carried += share * rows * base.vocab_size * size
         return carried / self._link + (count + 1) * REDUCE_LATENCY
 
-    def _heads_step(self, requests: int) -> float:
-        """The heads run once, for the last accepted row of each request."""
+    def _heads_step(self, requests: int, depth: int) -> float:
+        """The heads run once, for the last accepted row of each request, and only those
+        that the tree reaches."""
         assert self._heads is not None
-        settings, spec = self._settings, self._heads.spec
+        settings = self._settings
+        spec = replace(self._heads.spec, num_heads=depth)
         ranks = settings.tensor_parallel_size
         placed = rank_heads(spec, self._base, ranks, settings.dtype)
         seconds = self._bound(

@@ -150,6 +150,15 @@ def test_accuracies_choose_the_nodes(tmp_path: Path) -> None:
     assert table[0][0] == 1 and table[-1][1] == result["steps"]["rows"][-1]["requests"]
 
 
+def test_only_heads_that_the_tree_reaches_cost_time(tmp_path: Path) -> None:
+    def first(heads: str) -> dict[str, Any]:
+        return plan(tmp_path, "vicuna-7b", heads)[1]["steps"]["rows"][0]
+
+    deep, flat = first("medusa:own:5?tree=chain:5"), first("medusa:own:5?tree=5")
+    assert deep["heads_ms"] == pytest.approx(5 * flat["heads_ms"], rel=1e-6)
+    assert deep["plain_ms"] == flat["plain_ms"]
+
+
 def test_cpu_invents_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
