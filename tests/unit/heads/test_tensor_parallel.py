@@ -24,8 +24,11 @@ from tests.unit.heads.support import (
 )
 from vllm_medusa.heads import HeadsSpec, MedusaHeads, ReferenceHeads
 from vllm_medusa.heads.draft_sampling import DraftSampling
+from vllm_medusa.tree import BeamTree
 
 BATCH = 3
+WIDTH = 4
+"""Of beams."""
 CASES: list[tuple[HeadsSpec, int, int, bool]] = [
     *((spec, 3, 10, False) for spec in all_specs()),
     (make_spec("residual", "shared", mapped=False, num_heads=8), 8, 10, True),
@@ -92,7 +95,15 @@ def run_rank(rank: int, size: int, folder: str) -> None:
             drawn = heads.sample(hidden, num_heads, k, greedy_and_drawn())
             distributions = spread(heads, drawn[1])
             results.append(
-                (*heads.top_k(hidden, num_heads, k), best, drawn[0], distributions)
+                (
+                    *heads.top_k(hidden, num_heads, k),
+                    best,
+                    drawn[0],
+                    distributions,
+                    BeamTree(min(k, WIDTH), num_heads).build(
+                        *heads.top_k(hidden, num_heads, min(k, WIDTH))
+                    ),
+                )
             )
     torch.save(results, f"{folder}/{rank}.pt")
     cleanup_dist_env_and_memory()
@@ -132,10 +143,23 @@ def expected(
 def test_two_ranks_equal_one(two_ranks, case):
     log_probs, token_ids = expected(*CASES[case])
     for rank in range(2):
-        values, ids, best, _, _ = two_ranks[rank][case]
+        values, ids, best, *_ = two_ranks[rank][case]
         torch.testing.assert_close(values, log_probs, atol=1e-5, rtol=1e-5)
+        # To the last bit the same on both, whatever each has computed itself.
+        assert torch.equal(values, two_ranks[0][case][0])
         assert torch.equal(ids, token_ids)
         assert torch.equal(best, token_ids)
+
+
+@pytest.mark.parametrize("case", range(len(CASES)))
+def test_two_ranks_search_the_same_trees(two_ranks, case):
+    """Nobody sends a beam's parents to the other ranks."""
+    _, num_heads, k, _ = CASES[case]
+    beam = BeamTree(min(k, WIDTH), num_heads)
+    tokens, parents = beam.build(*expected(*CASES[case]))
+    for rank in range(2):
+        assert torch.equal(two_ranks[rank][case][5][0], tokens)
+        assert torch.equal(two_ranks[rank][case][5][1], parents)
 
 
 @pytest.mark.parametrize("case", range(len(CASES)))
