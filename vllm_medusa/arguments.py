@@ -101,6 +101,10 @@ def _wrap_from_cli_args() -> None:
 
         config = MedusaConfig.parse(text)
         engine_args.speculative_config = config.to_speculative_config()
+        # Further API servers get the arguments as this process leaves them, and read
+        # them before they load plugins.
+        args.speculative_config = dict(engine_args.speculative_config)
+        args.speculative_model = None
         return engine_args
 
     EngineArgs.from_cli_args = classmethod(from_cli_args)

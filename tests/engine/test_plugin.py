@@ -177,6 +177,22 @@ def test_three_ways_in_one_configuration(llama: TinyModel) -> None:
 
 
 @once
+def test_flag_reaches_processes_that_load_plugins_later(llama: TinyModel) -> None:
+    """The second of several API servers is started with the first one's arguments."""
+    register()
+    parser = AsyncEngineArgs.add_cli_args(FlexibleArgumentParser())
+    flag = f"--speculative-model=medusa:{llama.heads}?tree=chain:2"
+    arguments = parser.parse_args([f"--model={llama.path}", flag])
+    first = AsyncEngineArgs.from_cli_args(arguments)
+    upstream = EngineArgs.from_cli_args.__func__.__wrapped__
+    second = upstream(AsyncEngineArgs, arguments)
+    assert second.speculative_config == first.speculative_config
+    assert second.speculative_config["method"] == "medusa"
+    again = AsyncEngineArgs.from_cli_args(arguments)
+    assert again.speculative_config == first.speculative_config
+
+
+@once
 def test_flag_and_json_together(llama: TinyModel) -> None:
     with pytest.raises(ConfigError, match="both given"):
         parse(
