@@ -11,7 +11,7 @@ import pytest
 from tests.engine.conftest import TinyModel
 from tests.engine.support.heads import fit_heads, save_fitted
 from tests.engine.support.models import build_model
-from tests.serving.support.server import Server, serve
+from tests.serving.support.server import MAX_MODEL_LEN, Server, serve
 
 TREE = "optimal:8"
 
@@ -20,7 +20,7 @@ TREE = "optimal:8"
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
     """A tiny model with heads that are right often enough."""
     folder = tmp_path_factory.mktemp("served")
-    path = build_model("llama", folder / "model")
+    path = build_model("llama", folder / "model", max_position_embeddings=MAX_MODEL_LEN)
     fitted = fit_heads(path)
     return TinyModel("llama", path, save_fitted(fitted, folder / "heads"), fitted)
 
@@ -34,8 +34,15 @@ def logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def medusa_server(tiny_model: TinyModel, logs: Path) -> Iterator[Server]:
     """`vllm serve --speculative-model medusa:HEADS`."""
-    flag = f"--speculative-model=medusa:{tiny_model.heads}?tree={TREE}"
-    with serve(tiny_model.path, flag, log=logs / "medusa.log") as server:
+    with serve(
+        tiny_model.path,
+        f"--speculative-model=medusa:{tiny_model.heads}?tree={TREE}",
+        # Answers tell of their cached tokens and of each of their trees.
+        "--enable-prompt-tokens-details",
+        "--per-request-spec-decode-metrics=detailed",
+        log=logs / "medusa.log",
+        environment={"VLLM_LOG_STATS_INTERVAL": "1"},
+    ) as server:
         yield server
 
 
@@ -44,6 +51,7 @@ def plain_server(tiny_model: TinyModel, logs: Path) -> Iterator[Server]:
     """`vllm serve` without Medusa, its worker inside the engine's process."""
     with serve(
         tiny_model.path,
+        "--enable-prompt-tokens-details",
         "--distributed-executor-backend=uni",
         log=logs / "plain.log",
         # Else the CPU platform starts a worker process all the same.
