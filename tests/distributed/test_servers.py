@@ -26,6 +26,7 @@ pytestmark = [
 ]
 
 LENGTH = 24
+SHORT = "--max-model-len=320"
 PROMPTS = random_prompts(12, VOCAB_SIZE, longest=60, seed=3)
 
 
@@ -68,7 +69,8 @@ def test_two_replicas(
     """Two engines behind one router, and the metrics of each."""
     medusa = f"--speculative-model=medusa:{splittable.heads}?tree=optimal:6"
     log = tmp_path / "replicas.log"
-    with serve(splittable.path, medusa, "--data-parallel-size=2", log=log) as server:
+    options = (medusa, SHORT, "--data-parallel-size=2")
+    with serve(splittable.path, *options, log=log) as server:
         assert ask_all(server) == plain
         end = time.monotonic() + 30
         while True:
@@ -91,6 +93,7 @@ def ray_server(
     with serve(
         splittable.path,
         f"--speculative-model=medusa:{splittable.heads}?tree=optimal:6",
+        SHORT,
         "--tensor-parallel-size=2",
         "--distributed-executor-backend=ray",
         log=tmp_path / "ray.log",

@@ -19,7 +19,8 @@ def choose_executor(engine_args: EngineArgs) -> None:
 
     Raises:
         ConfigError: Ray is not installed.
-        UnsupportedError: data parallelism by Ray on a CPU.
+        UnsupportedError: data parallelism by Ray, or several nodes without Ray, on a
+            CPU.
     """
     from vllm.platforms import current_platform
 
@@ -28,6 +29,11 @@ def choose_executor(engine_args: EngineArgs) -> None:
     if engine_args.data_parallel_backend == "ray":
         raise UnsupportedError(
             "vLLM has no --data-parallel-backend ray for CPUs: use mp, the default"
+        )
+    if engine_args.nnodes > 1:
+        raise UnsupportedError(
+            f"Medusa does not support --nnodes {engine_args.nnodes} on CPUs: use "
+            "--distributed-executor-backend ray for several machines"
         )
     if engine_args.distributed_executor_backend != "ray":
         return

@@ -14,9 +14,13 @@ from vllm_medusa.distributed.choose import choose_executor
 from vllm_medusa.errors import ConfigError, UnsupportedError
 
 
-def arguments(**options: str | None) -> Any:
+def arguments(**options: Any) -> Any:
     """What `choose_executor` reads of `EngineArgs`."""
-    defaults = {"distributed_executor_backend": None, "data_parallel_backend": "mp"}
+    defaults = {
+        "distributed_executor_backend": None,
+        "data_parallel_backend": "mp",
+        "nnodes": 1,
+    }
     return SimpleNamespace(**defaults | options)
 
 
@@ -55,3 +59,8 @@ def test_replicas_on_ray() -> None:
     engine_args = arguments(data_parallel_backend="ray")
     with pytest.raises(UnsupportedError, match=r"--data-parallel-backend ray.*use mp"):
         choose_executor(engine_args)
+
+
+def test_several_nodes_without_ray() -> None:
+    with pytest.raises(UnsupportedError, match=r"--nnodes 2 on CPUs: .*backend ray"):
+        choose_executor(arguments(nnodes=2, distributed_executor_backend="mp"))
