@@ -90,6 +90,11 @@ def resolve(options: Options) -> Request:
     bounds = TreeBounds(
         tree.num_nodes, beam.depth if beam else tree.max_depth, beam is None
     )
+    if beam is not None and accuracies is not None:
+        notes.append(
+            "a beam is another tree in every step: accuracies give tokens per step for "
+            "one tree of this size only, the one that suits middling heads"
+        )
     if base.sliding_window is not None:
         notes.append(
             f"{base.name} has a sliding window: the KV cache is counted as if every "
