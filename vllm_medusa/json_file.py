@@ -9,6 +9,7 @@ from typing import Any
 
 from vllm_medusa.errors import MedusaError, TreeError
 from vllm_medusa.reading import open_regular
+from vllm_medusa.wording import show
 
 MAX_BYTES = 1 << 20
 """Largest file unless the caller says so: 1024 nodes take a few kilobytes."""
@@ -36,7 +37,7 @@ def read_json(
     """
     # A name may hold what a terminal takes for commands.
     text = os.fspath(path)
-    name = text if text.isprintable() else repr(text)
+    name = text if text.isprintable() and len(text) < 400 else show(text, 400)
     try:
         with open_regular(path) as stream:
             content = stream.read(max_bytes + 1)
