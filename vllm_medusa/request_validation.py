@@ -54,7 +54,7 @@ def _wrap_validate_params() -> None:
         self: InputProcessor, params: SamplingParams | PoolingParams, *args: Any
     ) -> Any:
         result = upstream(self, params, *args)
-        if isinstance(params, SamplingParams) and params.extra_args:
+        if isinstance(params, SamplingParams) and params.extra_args is not None:
             from vllm_medusa.engine_config import medusa_config, medusa_options
 
             if medusa_options(self.vllm_config) is not None:
