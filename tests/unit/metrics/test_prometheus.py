@@ -10,6 +10,7 @@ from typing import Any
 import prometheus_client
 import pytest
 from prometheus_client import REGISTRY
+from vllm.v1.metrics.prometheus import unregister_vllm_metrics
 
 from vllm_medusa.metrics.prometheus import MedusaPrometheus, node_buckets
 from vllm_medusa.metrics.stats import REASONS, MedusaStepStats
@@ -21,23 +22,15 @@ LABELS = {0: ["base", "0"], 3: ["base", "3"]}
 @pytest.fixture
 def metrics() -> Iterator[MedusaPrometheus]:
     """The metrics of two engines, with trees of 6 nodes and depth 3."""
-    made: list[Any] = []
-
-    def remembered(cls: type) -> Any:
-        def make(**arguments: Any) -> Any:
-            made.append(cls(**arguments))
-            return made[-1]
-
-        return make
-
+    # Those of an engine that ran in this process before.
+    unregister_vllm_metrics()
     upstream: Any = SimpleNamespace(
         per_engine_labelvalues=LABELS,
-        _histogram_cls=remembered(prometheus_client.Histogram),
-        _counter_cls=remembered(prometheus_client.Counter),
+        _histogram_cls=prometheus_client.Histogram,
+        _counter_cls=prometheus_client.Counter,
     )
     yield MedusaPrometheus(upstream, 6, 3)
-    for metric in made:
-        REGISTRY.unregister(metric)
+    unregister_vllm_metrics()
 
 
 def value(name: str, engine: str = "3", **labels: str) -> float | None:
