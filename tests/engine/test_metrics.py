@@ -173,6 +173,7 @@ def test_preemption(llama: TinyModel, prompts: list[list[int]]) -> None:
     check_sums(own, values)
 
 
+@pytest.mark.runner("v1", reason="what shows the metrics knows no runner")
 def test_log_line_and_dashboard(llama: TinyModel, prompts: list[list[int]]) -> None:
     lines: list[str] = []
 
@@ -210,6 +211,7 @@ def test_log_line_and_dashboard(llama: TinyModel, prompts: list[list[int]]) -> N
     assert names <= exported
 
 
+@pytest.mark.runner("v1", reason="what shows the metrics knows no runner")
 def test_plain_engine_has_none(llama: TinyModel, prompts: list[list[int]]) -> None:
     with engine(llama.path) as llm:
         generate(llm, prompts[:4], SamplingParams(max_tokens=8, temperature=0.0))
