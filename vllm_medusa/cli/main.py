@@ -75,10 +75,13 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+class _TerminatedError(KeyboardInterrupt):
+    """SIGTERM came."""
+
+
 def _terminate(number: int, frame: FrameType | None) -> NoReturn:
     """Leave by an exception, so that whatever is open is closed and tidied up."""
-    print("terminated", file=sys.stderr)
-    sys.exit(128 + number)
+    raise _TerminatedError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -95,6 +98,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except MedusaError as error:
         print(f"error: {error}", file=sys.stderr)
         return USAGE_ERROR
+    except _TerminatedError:
+        print("terminated", file=sys.stderr)
+        return 128 + signal.SIGTERM
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
