@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import os
 import sys
 from pathlib import Path
@@ -50,13 +51,13 @@ def parse_arguments() -> argparse.Namespace:
     add("--max-alive", type=int, default=32, help="requests in the engine at once")
     add("--max-num-seqs", type=int, default=12, help="requests in a batch")
     add("--token-budget", type=int, default=128, help="tokens in a batch")
-    add("--blocks", type=int, help="of the KV cache; default: 3 whole requests")
+    add("--blocks", type=int, help="of the KV cache; default: 2 whole requests")
     add("--seed", type=int, default=0, help="the same one asks the same")
     arguments = parser.parse_args()
     quick = arguments.quick
     arguments.minutes = arguments.minutes or (0.5 if quick else 5.0)
     arguments.asks = arguments.asks or (60 if quick else 240)
-    arguments.blocks = arguments.blocks or 3 * arguments.max_model_len // BLOCK_SIZE
+    arguments.blocks = arguments.blocks or 2 * arguments.max_model_len // BLOCK_SIZE
     return arguments
 
 
@@ -95,10 +96,18 @@ def plain_engine(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def soaked_engine(arguments: argparse.Namespace) -> dict[str, Any]:
     """Arguments of AsyncEngineArgs: too little room for everything."""
-    medusa = {"method": "medusa", "model": options.heads_name(arguments)}
-    for name in ("tree", "acceptance"):
-        if getattr(arguments, name) is not None:
-            medusa[name] = getattr(arguments, name)
+    medusa: dict[str, Any] = {
+        "method": "medusa",
+        "model": options.heads_name(arguments),
+    }
+    if arguments.tree is not None:
+        # A tree that is asked for runs at every load.
+        medusa |= {
+            "tree": arguments.tree,
+            "num_speculative_tokens_per_batch_size": None,
+        }
+    if arguments.acceptance is not None:
+        medusa["acceptance"] = arguments.acceptance
     return {
         **plain_engine(arguments),
         "speculative_config": medusa,
@@ -123,6 +132,8 @@ def soak(arguments: argparse.Namespace, asks: list[Ask]) -> dict[str, Any]:
     coming = arrivals(asks, Traffic(arguments.rate), arguments.seed)
     before = Load.now()
     run = asyncio.run(run_served(soaked_engine(arguments), coming, limits, tally))
+    # vLLM's engine can't be collected once Python is shutting down.
+    gc.collect()
     return {**report(tally, run), "load": Load.now().since(before)}
 
 
