@@ -100,7 +100,7 @@ def look(worker: Any) -> dict[str, Any]:
         "plugin": installation(),
         "environment": {name: os.environ.get(name) for name in (ALLOW_UNKNOWN, LATE)},
         "additional_config": worker.vllm_config.additional_config,
-        "worker": type(worker).__name__,
+        "worker": type(worker.worker).__name__,
         "channel": group.device_communicator.dist_module is torch.distributed,
     }
 
@@ -157,7 +157,8 @@ def test_node_with_another_plugin(two_ranks, monkeypatch):
 
 def test_node_without_the_plugin(two_ranks, tmp_path):
     group = two_ranks.llm_engine.vllm_config.parallel_config.placement_group
-    (tmp_path / "vllm_medusa.py").write_text("raise ImportError('not installed')")
+    blocked = "import sys; sys.modules['vllm_medusa'] = None"
+    (tmp_path / "sitecustomize.py").write_text(blocked)
     runtime_env = {"env_vars": {"PYTHONPATH": str(tmp_path)}}
     with pytest.raises(UnsupportedError, match=r"node .* can't import .*install"):
         ray_cluster.require_same_plugin(group, runtime_env)

@@ -27,6 +27,8 @@ pytestmark = [
 
 LENGTH = 24
 SHORT = "--max-model-len=320"
+READY_SECONDS = 600.0
+"""Up to six processes import vLLM at a time."""
 PROMPTS = random_prompts(12, VOCAB_SIZE, longest=60, seed=3)
 
 
@@ -69,8 +71,10 @@ def test_two_replicas(
     """Two engines behind one router, and the metrics of each."""
     medusa = f"--speculative-model=medusa:{splittable.heads}?tree=optimal:6"
     log = tmp_path / "replicas.log"
-    options = (medusa, SHORT, "--data-parallel-size=2")
-    with serve(splittable.path, *options, log=log) as server:
+    options = (medusa, SHORT, "--data-parallel-size=2", "--api-server-count=1")
+    with serve(
+        splittable.path, *options, log=log, ready_seconds=READY_SECONDS
+    ) as server:
         assert ask_all(server) == plain
         end = time.monotonic() + 30
         while True:
@@ -97,8 +101,10 @@ def ray_server(
         "--tensor-parallel-size=2",
         "--distributed-executor-backend=ray",
         log=tmp_path / "ray.log",
+        ready_seconds=READY_SECONDS,
         environment={
-            "RAY_ADDRESS": None,
+            # Not any that other tests have started.
+            "RAY_ADDRESS": "local",
             "RAY_TMPDIR": str(ray_folder),
             "RAY_AUTH_MODE": "disabled",
         },
@@ -124,6 +130,7 @@ def ranks_of(server: Server) -> list[psutil.Process]:
     return [psutil.Process(int(pid)) for pid in sorted(set(pids))]
 
 
+@pytest.mark.slow
 def test_killed_rank_on_ray(
     ray_server: Server, plain: list[list[int]], ray_folder: Path
 ) -> None:

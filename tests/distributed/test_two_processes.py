@@ -93,13 +93,21 @@ def test_other_schemes(two_ranks, one_rank, scheme):
     assert stats_of_all(two_ranks)["accepted"] > before
 
 
+def tokens_of_rank(worker: Any) -> list[list[int]]:
+    """The texts as a rank has written them down itself, draw by draw."""
+    tokens: list[list[int]] = worker.model_runner.input_batch.token_ids_cpu.tolist()
+    return tokens
+
+
 def test_unseeded(two_ranks):
     """Ranks draw the same without seeds: else they would go on with other texts."""
     params = greedy(LENGTH, temperature=1.0)
     texts = answers(generate(two_ranks, PROMPTS, params))
-    stats_of_all(two_ranks)
-    # Greedily, each token is the best one after the text that all ranks have.
     assert all(len(text[0]["tokens"]) == LENGTH for text in texts)
+    stats_of_all(two_ranks)
+    first, second = two_ranks.collective_rpc(tokens_of_rank)
+    assert first == second
+    assert any(any(row) for row in first)
 
 
 def test_preemption_and_cached_prefixes(two_ranks, one_rank):

@@ -33,8 +33,8 @@ _has_joined = False
 def connect(world_size: int, runtime_env: Any = None) -> str:
     """Join the Ray cluster that there is, or start one on this machine.
 
-    As `ray.init("auto")` looks for it: RAY_ADDRESS, else the cluster last started
-    here. A cluster of our own ends with this process.
+    As `ray.init("auto")` looks for it: RAY_ADDRESS, else any that runs on this machine;
+    RAY_ADDRESS=local always starts one. A cluster of our own ends with this process.
 
     Returns:
         The resource that holds a place for a rank, `SLOT` or `CPU`.
@@ -46,21 +46,29 @@ def connect(world_size: int, runtime_env: Any = None) -> str:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     global _has_joined
     if not ray.is_initialized():
-        try:
-            ray.init("auto", runtime_env=runtime_env)
-        except ConnectionError as error:
-            if address := os.environ.get("RAY_ADDRESS"):
-                raise ConfigError(
-                    f"there is no Ray cluster at RAY_ADDRESS={address} ({error}): "
-                    "start it, or unset RAY_ADDRESS to have one started here"
-                ) from error
+        address = os.environ.get("RAY_ADDRESS")
+        if address == "local":
             _start(world_size, runtime_env)
+        else:
+            _join_or_start(address, world_size, runtime_env)
         _has_joined = True
     try:
         return _resource(world_size)
     except ConfigError:
         leave()
         raise
+
+
+def _join_or_start(address: str | None, world_size: int, runtime_env: Any) -> None:
+    try:
+        ray.init("auto", runtime_env=runtime_env)
+    except ConnectionError as error:
+        if address is not None:
+            raise ConfigError(
+                f"there is no Ray cluster at RAY_ADDRESS={address} ({error}): "
+                "start it, or unset RAY_ADDRESS to have one started here"
+            ) from error
+        _start(world_size, runtime_env)
 
 
 def leave() -> None:

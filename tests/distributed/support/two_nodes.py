@@ -44,4 +44,6 @@ def two_nodes(
     finally:
         # An engine that failed may have left this process in the cluster.
         ray.shutdown()
-        cluster.shutdown()
+        # `Cluster.shutdown` refuses if this process has ever joined it.
+        for node in cluster.list_all_nodes():
+            node.kill_all_processes(check_alive=False, allow_graceful=True)

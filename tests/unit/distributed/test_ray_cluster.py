@@ -63,6 +63,13 @@ def test_an_address_that_leads_nowhere(started, monkeypatch):
     assert [call[0] for call in started] == ["auto"]
 
 
+def test_none_is_looked_for_if_a_local_one_is_asked_for(started, monkeypatch):
+    offer(monkeypatch, CPU=2, vllm_cpu_slot=2)
+    monkeypatch.setenv("RAY_ADDRESS", "local")
+    assert ray_cluster.connect(2) == ray_cluster.SLOT
+    assert [call[0] for call in started] == ["local"]
+
+
 def test_a_cluster_that_was_joined_before_is_kept(started, monkeypatch):
     monkeypatch.setattr(ray_cluster.ray, "is_initialized", lambda: True)
     offer(monkeypatch, CPU=4)
