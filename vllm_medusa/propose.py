@@ -119,8 +119,8 @@ class MedusaProposer:
             raise error
         if num_failed:
             raise CheckpointError(
-                f"{path}: {num_failed} other ranks can't use these heads; see their "
-                "errors. All keep the heads they had"
+                f"{path}: not usable on {num_failed} of the other ranks, see their "
+                "errors; all ranks keep the heads they had"
             )
         assert checkpoint is not None
         self.heads.update(checkpoint, target_model)

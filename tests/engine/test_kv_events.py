@@ -169,7 +169,9 @@ def test_events_and_statistics(llama: TinyModel, prompts: list[list[int]]) -> No
         for end in medusa.stored
         if not any(tuple(prompt[: len(end)]) == end for prompt in prompts)
     ]
-    assert len(generated) > COUNT, "blocks with tokens of trees must be announced"
+    assert len(generated) >= sample(COUNT, 3), (
+        "blocks with tokens of trees must be announced"
+    )
     assert plain.num_removed > 0
     assert medusa.num_removed > 0
 

@@ -211,3 +211,13 @@ def test_own_projections(llama: TinyModel, tiny: Any, tmp_path: Path) -> None:
     assert before.keys() == after.keys() and len(before) == 3
     for name, buffer in before.items():
         assert torch.equal(after[name], -buffer), name
+
+
+@pytest.mark.runner("v1", reason="loading knows no runner")
+def test_dummy_weights(llama: TinyModel, prompts: list[list[int]]) -> None:
+    """`--load-format dummy`: random weights for the base model, heads from disk."""
+    texts = []
+    for medusa in (None, {"model": llama.heads, "tree": "3x2"}):
+        with engine(llama.path, medusa, load_format="dummy") as llm:
+            texts.append(token_ids(generate(llm, prompts[:COUNT], greedy(NUM_TOKENS))))
+    assert texts[0] == texts[1]
