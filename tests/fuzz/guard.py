@@ -61,6 +61,8 @@ _CHANGES = {
 }
 _LOOKS = {"os.listdir", "os.scandir", "medusa.safe_open"}
 _PYTHON = (Path(sys.prefix), Path(sys.base_prefix))
+# The heads of the default model, which come with the package.
+_ASSETS = Path(__file__).resolve().parents[2] / "assets"
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 
 
@@ -82,12 +84,12 @@ class Watched:
             self._check(event, arguments[0], (self.writable,))
         elif event in _LOOKS:
             # Python looks for its own modules, also for those that it does not have.
-            places = (self.folder, self.writable, *_PYTHON)
+            places = (self.folder, self.writable, _ASSETS, *_PYTHON)
             self._check(event, arguments[0], places)
         elif event == "open":
             path, _, flags = arguments
-            places = (self.folder, self.writable)
-            self._check(event, path, places[1:] if flags & _WRITES else places)
+            places = (self.folder, _ASSETS, self.writable)
+            self._check(event, path, places[2:] if flags & _WRITES else places)
 
     def _check(self, event: str, path: Any, places: tuple[Path, ...]) -> None:
         if isinstance(path, int):  # opened before

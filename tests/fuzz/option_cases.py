@@ -275,7 +275,7 @@ def _text(random: Random, scratch: Path) -> tuple[str, Any]:
         f"{key}={random.choice(VALUES[key])}"
         for key in random.choices(KEYS, k=random.choice((0, 1, 1, 2, 4, 9)))
     ]
-    if random.random() < 0.02:
+    if random.random() < 0.02 and sum(map(len, pairs)) < 500:
         pairs *= 2000
     text += "?" * bool(pairs) + "&".join(pairs)
     return "text", mutate_text(text, random) if kind < 0.5 else text

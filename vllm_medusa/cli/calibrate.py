@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -86,14 +87,14 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace) -> None:
-    for name in ("steps", "repeats", "max_tokens"):
+    for name in ("steps", "repeats", "max_tokens", "max_rows", "max_model_len"):
         if getattr(args, name) < 1:
             option = name.replace("_", "-")
             raise ConfigError(f"--{option} must be at least 1: {getattr(args, name)}")
     if min(args.batch_sizes) < 1:
         raise ConfigError(f"--batch-sizes must be at least 1: {args.batch_sizes}")
-    if args.margin < 0:
-        raise ConfigError(f"--margin must not be negative: {args.margin}")
+    if not 0 <= args.margin < math.inf:
+        raise ConfigError(f"--margin must be a number from 0 on: {args.margin}")
 
 
 def _check_runner() -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from vllm_medusa.errors import CheckpointError
 from vllm_medusa.files import writing
 from vllm_medusa.locks import exclusive
+from vllm_medusa.reading import local_path
 from vllm_medusa.side_files import ACCURACIES_FILE, SIDE_FILES
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ def convert(
     """
     from vllm_medusa.checkpoint import load_heads, save_heads
 
-    target = Path(target).expanduser()
+    target = local_path(target)
     _check_target(target, force)
     checkpoint = load_heads(
         source, revision, num_heads=num_heads, draft_vocab=draft_vocab

@@ -47,6 +47,8 @@ class Options:
             if (value := getattr(self, name)) < 1:
                 option = name.replace("_", "-")
                 raise ConfigError(f"--{option} must be at least 1: {value}")
+        if not 0 <= self.seed < 2**31:
+            raise ConfigError(f"--seed is 0 to {2**31 - 1}, not {self.seed}")
 
     def engine_arguments(self) -> dict[str, Any]:
         """Arguments of `LLM` for every engine.

@@ -11,6 +11,7 @@ from vllm_medusa.checkpoint.naming import is_heads_tensor
 from vllm_medusa.checkpoint.tensor_files import SafetensorsFile
 from vllm_medusa.errors import CheckpointError
 from vllm_medusa.planning.base_model import BaseModel, Shapes, base_model
+from vllm_medusa.reading import local_path
 
 _LLAMA_2 = {"vocab_size": 32000, "max_position_embeddings": 4096}
 _LLAMA_3 = {"vocab_size": 128256, "max_position_embeddings": 131072}
@@ -69,8 +70,8 @@ def find_base(name: str, revision: str | None = None) -> BaseModel:
         from vllm_medusa.default_model import model_path
 
         folder, shapes = Path(model_path()), None
-    elif Path(name).expanduser().is_dir():
-        folder, shapes = Path(name).expanduser(), None
+    elif local_path(name).is_dir():
+        folder, shapes = local_path(name), None
     else:
         folder, shapes = _fetch(name, revision)
     shapes = shapes or _read_shapes(folder)

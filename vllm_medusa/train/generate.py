@@ -67,9 +67,10 @@ class GenerateOptions:
         for name in ("num_tokens", "max_answer_tokens", "round_size", "max_num_seqs"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1: {getattr(self, name)}")
-        if not self.temperatures or min(self.temperatures) < 0:
+        if not self.temperatures or not all(0 <= t <= 100 for t in self.temperatures):
             raise ConfigError(
-                f"temperatures must be 0 or more, and at least one: {self.temperatures}"
+                "temperatures must be numbers from 0 to 100, and at least one: "
+                f"{self.temperatures}"
             )
         if not 0 <= self.written_share <= 1:
             raise ConfigError(f"written_share is 0 to 1, not {self.written_share}")

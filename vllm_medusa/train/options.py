@@ -40,8 +40,9 @@ class HeadsOptions:
     def __post_init__(self) -> None:
         if not 1 <= self.num_heads <= MAX_HEADS:
             raise ConfigError(f"num_heads is 1 to {MAX_HEADS}, not {self.num_heads}")
-        if self.draft_vocab < 1:
-            raise ConfigError(f"draft_vocab must be at least 1: {self.draft_vocab}")
+        for name in ("num_layers", "intermediate_size", "rank", "draft_vocab"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1: {getattr(self, name)}")
 
 
 @dataclass(frozen=True)

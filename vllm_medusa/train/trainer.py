@@ -78,8 +78,10 @@ class FitOptions:
             "measure_every",
             "save_every",
         ):
-            if not getattr(self, name) > 0:
+            if not 0 < getattr(self, name) < math.inf:
                 raise ConfigError(f"{name} must be above 0: {getattr(self, name)}")
+        if not 0 <= self.seed < 2**31:
+            raise ConfigError(f"seed is 0 to {2**31 - 1}, not {self.seed}")
         for name in ("warmup", "hard_weight", "dropout", "average"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name} is 0 to 1, not {getattr(self, name)}")
