@@ -27,11 +27,18 @@ def verify_options(vllm_config: VllmConfig) -> None:
     Raises:
         UnsupportedError: naming the option and what to do.
     """
+    from vllm import envs
+
     if vllm_config.kv_transfer_config is not None:
         _verify_connector(vllm_config.kv_transfer_config)
     model = vllm_config.model_config
     # (option in use, its name and what to do)
     refused = (
+        (
+            # It does not run the check of requests, which is Python's.
+            envs.VLLM_USE_RUST_FRONTEND,
+            "the front end in Rust: unset VLLM_USE_RUST_FRONTEND",
+        ),
         (
             # What it returns by row would be that of the tree's slots.
             vllm_config.aux_output_config.enabled,

@@ -60,11 +60,11 @@ class RequestOptions:
 
 
 def max_nodes(params: SamplingParams | None) -> int | None:
-    """Return `RequestOptions.max_nodes` of a request whose options were checked."""
+    """Return `RequestOptions.max_nodes`, of a request whose options were checked."""
     if params is None or not params.extra_args:
         return None
-    nodes: int | None = params.extra_args.get(_PREFIX + _NODES)
-    return nodes
+    nodes = params.extra_args.get(_PREFIX + _NODES)
+    return nodes if type(nodes) is int and nodes >= 0 else None
 
 
 def _acceptance(engine: Acceptance, asked: Mapping[str, Any]) -> Acceptance:

@@ -5,11 +5,13 @@ from __future__ import annotations
 
 import functools
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 from vllm import PoolingParams, SamplingParams
 from vllm.exceptions import VLLMValidationError
 from vllm.v1.engine.input_processor import InputProcessor
 
+from vllm_medusa.acceptance import Acceptance
 from vllm_medusa.errors import ConfigError
 from vllm_medusa.request_options import RequestOptions
 
@@ -54,17 +56,31 @@ def _wrap_validate_params() -> None:
         self: InputProcessor, params: SamplingParams | PoolingParams, *args: Any
     ) -> Any:
         result = upstream(self, params, *args)
-        if isinstance(params, SamplingParams) and params.extra_args is not None:
-            from vllm_medusa.engine_config import medusa_config, medusa_options
-
-            if medusa_options(self.vllm_config) is not None:
-                engine = medusa_config(self.vllm_config).engine_acceptance
-                try:
-                    RequestOptions.of(params, engine)
-                except ConfigError as error:
-                    raise VLLMValidationError(
-                        str(error), parameter="extra_args"
-                    ) from None
+        if not isinstance(params, SamplingParams) or params.extra_args is None:
+            return result
+        if (engine := _acceptance(self)) is not None:
+            try:
+                RequestOptions.of(params, engine)
+            except ConfigError as error:
+                raise VLLMValidationError(str(error), parameter="extra_args") from None
         return result
 
     InputProcessor._validate_params = _validate_params
+
+
+# By processor; an engine's configuration does not change.
+_engines: WeakKeyDictionary[InputProcessor, Acceptance | None] = WeakKeyDictionary()
+
+
+def _acceptance(processor: InputProcessor) -> Acceptance | None:
+    """Return how an engine accepts drafts; None without Medusa."""
+    if processor not in _engines:
+        from vllm_medusa.engine_config import medusa_config, medusa_options
+
+        config = processor.vllm_config
+        _engines[processor] = (
+            None
+            if medusa_options(config) is None
+            else medusa_config(config).engine_acceptance
+        )
+    return _engines[processor]

@@ -58,3 +58,9 @@ def test_no_connector() -> None:
 def test_options(fields: dict[str, Any], words: str) -> None:
     with pytest.raises(UnsupportedError, match=words):
         verify_vllm_config(vllm_config(**fields))
+
+
+def test_front_end_in_rust(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_USE_RUST_FRONTEND", "1")
+    with pytest.raises(UnsupportedError, match="unset VLLM_USE_RUST_FRONTEND"):
+        verify_vllm_config(vllm_config())
