@@ -48,7 +48,7 @@ ARGUMENTS = {
     "--generation-config": "vllm",
 }
 """Given to every server, unless `serve` is given the same option."""
-READY_SECONDS = 300.0
+READY_SECONDS = 600.0
 """Most of a start is three imports of vLLM in turn, by 25 s of processor time."""
 END_SECONDS = 60.0
 ANSWER_SECONDS = 180.0
