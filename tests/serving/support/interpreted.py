@@ -33,7 +33,7 @@ def environment(folder: Path) -> dict[str, str | None]:
     metadata.mkdir()
     (metadata / "METADATA").write_text(_METADATA)
     (metadata / "entry_points.txt").write_text(_PLUGIN.lstrip())
-    path = [str(folder), str(_ROOT), os.environ.get("PYTHONPATH", "")]
+    path = [str(folder), os.environ.get("PYTHONPATH", ""), str(_ROOT)]
     return {
         **interpreter.ENVIRONMENT,
         "PYTHONPATH": os.pathsep.join(filter(None, path)),
