@@ -18,7 +18,7 @@ def read_prompts(path: Path) -> tuple[str, ...]:
     """
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:  # a NUL byte, or no UTF-8
         raise ConfigError(f"can't read the prompts from {path}: {error}") from None
     prompts = tuple(line for line in lines if line and not line.startswith("#"))
     if not prompts:

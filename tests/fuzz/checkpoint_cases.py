@@ -55,6 +55,7 @@ class Case:
         canary: exists once foreign code ran.
         refused: it must not load.
         random: decides what else is asked for.
+        longest: of texts that the user gave, which a message may repeat.
         most_seconds: of CPU time.
         most_bytes: of memory beyond what was there before.
     """
@@ -66,6 +67,7 @@ class Case:
     canary: Path
     refused: bool
     random: Random
+    longest: int = 0
     most_seconds: float = 5.0
     most_bytes: int = 512 << 20
 

@@ -96,7 +96,7 @@ def _outcome(
         wrong.append("".join(traceback.format_exception(failure, limit=-6))[-3000:])
     if not message.replace("\n", "").isprintable():
         wrong.append(f"the message holds control characters: {message[:300]!r}")
-    if outcome == "refused" and not 10 <= len(message) <= 8000:
+    if outcome == "refused" and not 10 <= len(message) <= 8000 + case.longest:
         wrong.append(f"the message has {len(message)} characters: {message[:300]!r}")
     if case.refused and outcome == "taken":
         wrong.append("it was taken")

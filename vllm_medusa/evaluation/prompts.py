@@ -45,7 +45,7 @@ def read_evaluation_prompts(path: Path) -> list[Prompt]:
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:  # a NUL byte, or no UTF-8
         raise ConfigError(f"can't read the prompts from {path}: {error}") from None
     prompts = [
         _parse(line, number, f"{path}, line {number}")
