@@ -6,7 +6,7 @@ from __future__ import annotations
 import errno
 import os
 import re
-import tempfile
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,8 +26,13 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
     target = Path(path)
     with writing(target):
-        temporary = _temporary_beside(target)
+        # Named before it is made, so that no signal can come in between.
+        name = f".{target.name}.{secrets.token_hex(8)}{_SUFFIX}"
+        temporary = target.parent / name
         try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC
+            os.close(os.open(temporary, flags, 0o666))
             yield temporary
             _force_to_disk(temporary)
             os.replace(temporary, target)
@@ -63,17 +68,6 @@ def remove_leftovers(folder: Path) -> None:
 
 
 _SUFFIX = ".partial"
-
-
-def _temporary_beside(target: Path) -> Path:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(_SUFFIX, f".{target.name}.", target.parent)
-    os.close(handle)
-    # mkstemp makes the file private; a finished file gets the usual permissions.
-    umask = os.umask(0)
-    os.umask(umask)
-    Path(name).chmod(0o666 & ~umask)
-    return Path(name)
 
 
 def _force_to_disk(path: Path) -> None:
