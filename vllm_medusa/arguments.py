@@ -118,13 +118,13 @@ def _wrap_create_engine_config() -> None:
         requested = requested_options(self)
         if requested.get("method") != METHOD:
             return upstream(self, *args, **kwargs)
-        from vllm_medusa.engine_config import prepare_engine_args, use_scheduler
+        from vllm_medusa.engine_config import complete_vllm_config, prepare_engine_args
         from vllm_medusa.refusals import verify_vllm_config
 
         prepare_engine_args(self, requested)
         vllm_config = upstream(self, *args, **kwargs)
         verify_vllm_config(vllm_config)
-        use_scheduler(vllm_config)
+        complete_vllm_config(vllm_config)
         return vllm_config
 
     EngineArgs.create_engine_config = create_engine_config

@@ -9,7 +9,7 @@ from vllm_medusa import compatibility
 from vllm_medusa.checkpoint import load_heads, resolve_heads
 from vllm_medusa.config import MedusaConfig
 from vllm_medusa.distributed.choose import choose_executor
-from vllm_medusa.distributed.installation import installation
+from vllm_medusa.distributed.installation import note_installation
 from vllm_medusa.errors import ConfigError, UnsupportedError
 from vllm_medusa.threads import one_thread
 from vllm_medusa.tree import BeamTree, TokenTree, parse_tree
@@ -93,7 +93,6 @@ def prepare_engine_args(engine_args: EngineArgs, options: dict[str, Any]) -> Non
             "config": resolved.as_dict(),
             "hidden_size": checkpoint.spec.hidden_size,
             "vocab_size": checkpoint.spec.vocab_size,
-            "plugin": installation(),
         },
     }
 
@@ -125,10 +124,12 @@ def scheduled_tree(vllm_config: VllmConfig) -> TokenTree:
     return parse_tree(config.tree, num_heads=config.num_heads)
 
 
-def use_scheduler(vllm_config: VllmConfig) -> None:
-    """Choose the scheduler, once vLLM has decided whether it is asynchronous."""
+def complete_vllm_config(vllm_config: VllmConfig) -> None:
+    """Choose the scheduler, once vLLM has decided whether it is asynchronous, and note
+    which plugin the engine was started with."""
     scheduler = vllm_config.scheduler_config
     scheduler.scheduler_cls = SCHEDULERS[bool(scheduler.async_scheduling)]
+    note_installation(vllm_config)
 
 
 def _verify_classes(engine_args: EngineArgs) -> None:

@@ -12,9 +12,15 @@ import socket
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vllm_medusa import __version__
 from vllm_medusa.errors import UnsupportedError
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+
+_ATTRIBUTE = "medusa_installation"
 
 
 @cache
@@ -31,6 +37,22 @@ def installation() -> dict[str, str]:
         "source": digest.hexdigest(),
         "host": socket.gethostname(),
     }
+
+
+def note_installation(vllm_config: VllmConfig) -> None:
+    """Let an engine's workers know its plugin.
+
+    An attribute travels with the configuration to every worker. In `additional_config`
+    it would count for the name of vLLM's cache of compiled models, which another host
+    or another version of the plugin could not use then.
+    """
+    setattr(vllm_config, _ATTRIBUTE, installation())
+
+
+def noted_installation(vllm_config: VllmConfig) -> Mapping[str, str]:
+    """Return what `note_installation` noted."""
+    noted: Mapping[str, str] = getattr(vllm_config, _ATTRIBUTE)
+    return noted
 
 
 def require_same(

@@ -7,12 +7,17 @@ import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vllm_medusa import compatibility
-from vllm_medusa.distributed.installation import installation, require_same
+from vllm_medusa.distributed.installation import (
+    installation,
+    noted_installation,
+    require_same,
+)
 from vllm_medusa.engine_config import medusa_options
-from vllm_medusa.errors import ConfigError
+from vllm_medusa.errors import CheckpointError, ConfigError
 from vllm_medusa.replace import replaced
 
 if TYPE_CHECKING:
@@ -20,18 +25,25 @@ if TYPE_CHECKING:
 
 
 def require_same_code(vllm_config: VllmConfig) -> None:
-    """Refuse to start on a machine whose vLLM is unknown, or whose plugin differs from
-    the one that the engine was started with.
+    """Refuse to start on a machine whose vLLM is unknown, whose plugin differs from the
+    one that the engine was started with, or which lacks the heads.
 
     Raises:
         UnsupportedError: naming what differs.
+        CheckpointError: naming the heads.
     """
     compatibility.require()
     options = medusa_options(vllm_config)
     if options is None:
         raise ConfigError("this engine was not started with Medusa")
     where = f"the worker process {os.getpid()} on {socket.gethostname()}"
-    require_same(options["plugin"], installation(), where)
+    require_same(noted_installation(vllm_config), installation(), where)
+    heads = Path(options["config"]["heads"])
+    if not heads.exists():
+        raise CheckpointError(
+            f"{where} has no {heads}: put the heads there on every machine (for those "
+            "of the Hugging Face hub, in the same cache folder)"
+        )
 
 
 @contextmanager

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import shutil
 import subprocess
 import sys
@@ -12,12 +13,19 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from vllm.config import VllmConfig
 
 import vllm_medusa
-from vllm_medusa.distributed.installation import installation, require_same
+from vllm_medusa.distributed import worker_start
+from vllm_medusa.distributed.installation import (
+    installation,
+    note_installation,
+    noted_installation,
+    require_same,
+)
 from vllm_medusa.distributed.worker_start import require_same_code
 from vllm_medusa.engine_config import OPTIONS_KEY
-from vllm_medusa.errors import ConfigError, UnsupportedError
+from vllm_medusa.errors import CheckpointError, ConfigError, UnsupportedError
 
 PACKAGE = Path(str(vllm_medusa.__file__)).parent
 PRINT = (
@@ -67,20 +75,44 @@ def test_files_of_one_host_may_change_meanwhile() -> None:
         require_same(mine, mine | {"version": "2.0"}, "the worker")
 
 
-def config_of_engine(options: dict[str, Any] | None) -> Any:
-    return SimpleNamespace(additional_config={OPTIONS_KEY: options} if options else {})
+def config_of_engine(heads: Path | None) -> Any:
+    options = {OPTIONS_KEY: {"config": {"heads": str(heads)}}}
+    vllm_config: Any = SimpleNamespace(additional_config=options if heads else {})
+    note_installation(vllm_config)
+    return vllm_config
 
 
-def test_a_worker_of_the_same_code_starts() -> None:
-    require_same_code(config_of_engine({"plugin": installation()}))
+def test_a_worker_of_the_same_code_starts(tmp_path: Path) -> None:
+    require_same_code(config_of_engine(tmp_path))
 
 
-def test_a_worker_of_other_code_does_not() -> None:
+def test_a_worker_of_other_code_does_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = config_of_engine(tmp_path)
     other = {"version": "0.0.1", "source": "0" * 64, "host": "elsewhere"}
+    monkeypatch.setattr(worker_start, "installation", lambda: other)
     with pytest.raises(UnsupportedError, match=f"process {os.getpid()} on .*0\\.0\\.1"):
-        require_same_code(config_of_engine({"plugin": other}))
+        require_same_code(config)
+
+
+def test_a_worker_without_the_heads(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=f"{os.getpid()} on .* has no .*/heads: "):
+        require_same_code(config_of_engine(tmp_path / "heads"))
 
 
 def test_a_worker_of_an_engine_without_medusa() -> None:
     with pytest.raises(ConfigError, match="not started with Medusa"):
         require_same_code(config_of_engine(None))
+
+
+def test_compiled_models_are_found_again_on_another_host(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """vLLM names its cache of compiled models by the configuration's hash."""
+    config = VllmConfig()
+    plain = config.compute_hash()
+    note_installation(config)
+    assert config.compute_hash() == plain
+    sent = pickle.loads(pickle.dumps(config))  # noqa: S301
+    assert noted_installation(sent) == installation()
