@@ -50,7 +50,7 @@ def writing(target: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        reason = _write_failure(error)
+        reason = _write_failure(error, target)
         if reason is None:
             raise
         raise OutputError(
@@ -79,11 +79,12 @@ def _force_to_disk(path: Path) -> None:
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
 
 
-def _write_failure(error: Exception) -> str | None:
+def _write_failure(error: Exception, target: Path) -> str | None:
     """Return the system's reason if `error` is a failure to write, else None."""
     if isinstance(error, OSError):
-        # Without a number it is some library's own, not the system's.
-        return error.strerror
+        # A file elsewhere was to be read. Without a number the error is some library's
+        # own, not the system's.
+        return error.strerror if _is_near(error.filename, target) else None
     # PyTorch hides the error of the file that it writes to.
     hidden = error.__context__
     if isinstance(hidden, OSError) and hidden.errno in _NO_ROOM:
@@ -93,3 +94,11 @@ def _write_failure(error: Exception) -> str | None:
         found = re.search(r"\(os error (\d+)\)", str(error))
         return os.strerror(int(found[1])) if found else None
     return None
+
+
+def _is_near(filename: object, target: Path) -> bool:
+    """Whether the file that an error names, if any, has to do with `target`."""
+    if not isinstance(filename, str | os.PathLike):
+        return True
+    named, folder = Path(filename).absolute(), target.absolute().parent
+    return named.is_relative_to(folder) or folder.is_relative_to(named)

@@ -4,12 +4,17 @@
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from vllm_medusa.errors import OutputError
+
+logger = logging.getLogger(__name__)
+# Folders that this process has: a second descriptor would wait for the first.
+_held: set[Path] = set()
 
 
 @contextmanager
@@ -18,6 +23,7 @@ def exclusive(folder: Path, *, wait: bool) -> Iterator[None]:
 
     The lock is the folder's own, so that it leaves no file behind, and ends with the
     process, however that ends. Where the file system has no such locks there is none.
+    What a process has it may ask for again, inside the block.
 
     Raises:
         OutputError: another process has it and `wait` is False, or the folder can't
@@ -30,16 +36,32 @@ def exclusive(folder: Path, *, wait: bool) -> Iterator[None]:
         raise OutputError(
             f"{folder} can't be made ({error.strerror}): choose another folder"
         ) from error
+    path = folder.resolve()
     try:
+        if path in _held:
+            yield
+            return
+        _lock(descriptor, folder, wait)
+        _held.add(path)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
+            yield
+        finally:
+            _held.remove(path)
+    finally:
+        os.close(descriptor)
+
+
+def _lock(descriptor: int, folder: Path, wait: bool) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        if not wait:
             raise OutputError(
                 f"another process is at work in {folder}: let it end, or choose "
                 "another folder"
             ) from None
-        except OSError:
-            pass
-        yield
-    finally:
-        os.close(descriptor)
+        logger.warning("waiting for another process that is at work in %s", folder)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+    except OSError:
+        # A file system without locks.
+        pass

@@ -8,8 +8,6 @@ import json
 from dataclasses import fields
 from pathlib import Path
 
-from vllm_medusa.errors import ConfigError
-
 NAME = "plan"
 HELP = "work out memory, KV cache and step cost of an engine, without loading it"
 
@@ -113,8 +111,5 @@ def run(args: argparse.Namespace) -> int:
 def _write(path: Path, text: str) -> None:
     from vllm_medusa.files import atomic_path
 
-    try:
-        with atomic_path(path) as temporary:
-            temporary.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"cannot write {path}: {error}") from error
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
