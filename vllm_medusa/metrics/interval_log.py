@@ -4,12 +4,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from vllm.logger import init_logger
 
-from vllm_medusa.metrics.stats import MedusaStepStats
+from vllm_medusa.metrics.stats import MedusaCounts, MedusaStepStats
 from vllm_medusa.timing import OWN_PARTS
 
 if TYPE_CHECKING:
@@ -20,7 +20,15 @@ logger = init_logger(__name__)
 
 class MedusaLogging:
     """Takes the place of vLLM's `SpecDecodingLogging`, whose rates by position run
-    over all nodes of a tree although no path is longer than the tree is deep."""
+    over all nodes of a tree although no path is longer than the tree is deep.
+
+    Keeps sums alone: an interval ends when it is logged, which may be never.
+
+    Attributes:
+        counts: of the interval.
+        own_seconds: Medusa's own parts of the steps that were timed.
+        timed_seconds: those steps.
+    """
 
     def __init__(self, prefix: str = "") -> None:
         self.prefix = prefix
@@ -28,7 +36,8 @@ class MedusaLogging:
 
     def reset(self) -> None:
         """Begin another interval."""
-        self.stats = MedusaStepStats()
+        self.counts = MedusaCounts()
+        self.own_seconds = self.timed_seconds = 0.0
         self.last_log_time = time.monotonic()
 
     def observe(self, spec_decoding_stats: SpecDecodingStats) -> None:
@@ -36,44 +45,41 @@ class MedusaLogging:
 
     def observe_medusa(self, stats: MedusaStepStats) -> None:
         """Add what an engine has observed."""
-        self.stats.add(stats)
+        self.counts.add(stats)
+        for parts in stats.parts:
+            self.timed_seconds += parts["step"]
+            self.own_seconds += sum(parts.get(name, 0.0) for name in OWN_PARTS)
 
     def log(self, log_fn: Callable[..., None] = logger.info) -> None:
         """Print the line, if there is something to tell, and begin another interval."""
         seconds = time.monotonic() - self.last_log_time
-        if self.stats:
-            log_fn("%sMedusa: %s", self.prefix, describe(self.stats, seconds))
+        if self.counts or self.timed_seconds:
+            log_fn("%sMedusa: %s", self.prefix, self._describe(seconds))
         self.reset()
 
-
-def describe(stats: MedusaStepStats, seconds: float) -> str:
-    """Return what was observed in an interval in words."""
-    parts = []
-    if num_trees := stats.num_trees:
-        num_tokens, num_nodes = _total(stats.tokens), _total(stats.nodes)
-        rates = " ".join(f"{100 * n / num_trees:.1f}%" for n in stats.accepted)
-        rate = num_trees / seconds if seconds > 0 else 0.0
-        parts += [
-            f"{num_tokens / num_trees:.2f} tokens per tree",
-            f"{num_nodes / num_trees:.1f} nodes per tree",
-            f"accepted by depth: {rates or 'none'}",
-            f"{rate:.1f} trees/s",
-        ]
-    else:
-        parts.append("no trees")
-    if share := _own_share(stats.parts):
-        parts.append(f"own parts of a step: {share:.1%}")
-    if stats.without_tree:
-        reasons = ", ".join(f"{r} {n}" for r, n in stats.without_tree.items())
-        parts.append(f"{sum(stats.without_tree.values())} without a tree ({reasons})")
-    return ", ".join(parts)
+    def _describe(self, seconds: float) -> str:
+        counts = self.counts
+        parts = []
+        if num_trees := counts.num_trees:
+            num_tokens, num_nodes = _total(counts.tokens), _total(counts.nodes)
+            rates = " ".join(f"{100 * n / num_trees:.1f}%" for n in counts.accepted)
+            rate = num_trees / seconds if seconds > 0 else 0.0
+            parts += [
+                f"{num_tokens / num_trees:.2f} tokens per tree",
+                f"{num_nodes / num_trees:.1f} nodes per tree",
+                f"accepted by depth: {rates or 'none'}",
+                f"{rate:.1f} trees/s",
+            ]
+        else:
+            parts.append("no trees")
+        if self.own_seconds:
+            share = self.own_seconds / self.timed_seconds
+            parts.append(f"own parts of a step: {share:.1%}")
+        if without := counts.without_tree:
+            reasons = ", ".join(f"{reason} {n}" for reason, n in without.items())
+            parts.append(f"{sum(without.values())} without a tree ({reasons})")
+        return ", ".join(parts)
 
 
 def _total(counts: Mapping[int, int]) -> int:
     return sum(value * count for value, count in counts.items())
-
-
-def _own_share(steps: Sequence[Mapping[str, float]]) -> float:
-    whole = sum(parts["step"] for parts in steps)
-    own = sum(parts.get(name, 0.0) for parts in steps for name in OWN_PARTS)
-    return own / whole if whole else 0.0

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from vllm_medusa.metrics.stats import MedusaSchedulerStats
 from vllm_medusa.metrics.step_observer import StepObserver
-from vllm_medusa.timing import parts_of
 
 if TYPE_CHECKING:
     from vllm.v1.core.sched.output import SchedulerOutput
@@ -48,12 +47,25 @@ class ObservedScheduling:
         model_runner_output: ModelRunnerOutput,
     ) -> Any:
         """As `Scheduler.update_from_output`."""
-        if self._observer is not None:
-            parts = parts_of(model_runner_output)
-            self._observer.result_begins(scheduler_output, parts)
-        return super().update_from_output(  # type: ignore[misc]
+        observer = self._observer
+        if observer is None:
+            return super().update_from_output(  # type: ignore[misc]
+                scheduler_output, model_runner_output
+            )
+        observer.result_begins(scheduler_output, model_runner_output)
+        results = super().update_from_output(  # type: ignore[misc]
             scheduler_output, model_runner_output
         )
+        observer.result_ends(scheduler_output, model_runner_output, results.values())
+        for result in results.values():
+            if (stats := result.scheduler_stats) is not None:
+                medusa = observer.take()
+                stats.spec_decoding_stats = medusa.speculation(
+                    self.num_spec_tokens  # type: ignore[attr-defined]
+                )
+                result.scheduler_stats = MedusaSchedulerStats.of(stats, medusa)
+                break
+        return results
 
     def make_spec_decoding_stats(
         self,
@@ -62,39 +74,9 @@ class ObservedScheduling:
         num_accepted_tokens: int,
         num_invalid_spec_tokens: dict[str, int] | None,
         request_id: str,
-    ) -> Any:
-        """As `Scheduler.make_spec_decoding_stats`, of guesses alone: placeholders of a
-        request that joins are no drafts."""
-        if self._observer is not None:
-            if not self._observer.has_tree(request_id):
-                return spec_decoding_stats
-            num_invalid = (num_invalid_spec_tokens or {}).get(request_id, 0)
-            self._observer.verified(
-                request_id, num_draft_tokens - num_invalid, num_accepted_tokens
-            )
-        return super().make_spec_decoding_stats(  # type: ignore[misc]
-            spec_decoding_stats,
-            num_draft_tokens=num_draft_tokens,
-            num_accepted_tokens=num_accepted_tokens,
-            num_invalid_spec_tokens=num_invalid_spec_tokens,
-            request_id=request_id,
-        )
+    ) -> None:
+        """Count nothing: `update_from_output` does, for all requests at once and of
+        guesses alone. Placeholders of a request that joins are no drafts.
 
-    def _update_request_with_output(
-        self, request: Request, new_token_ids: list[int], *args: Any, **kwargs: Any
-    ) -> tuple[list[int], bool]:
-        """As `Scheduler._update_request_with_output`, which drops the tokens behind a
-        request's end."""
-        tokens, stopped = super()._update_request_with_output(  # type: ignore[misc]
-            request, new_token_ids, *args, **kwargs
-        )
-        if self._observer is not None:
-            self._observer.emitted(request.request_id, len(tokens))
-        return tokens, stopped
-
-    def make_stats(self, *args: Any, **kwargs: Any) -> Any:
-        """As `Scheduler.make_stats`, with Medusa's."""
-        stats = super().make_stats(*args, **kwargs)  # type: ignore[misc]
-        if stats is None or self._observer is None:
-            return stats
-        return MedusaSchedulerStats.of(stats, self._observer.take())
+        Without statistics vLLM counts nothing, either.
+        """

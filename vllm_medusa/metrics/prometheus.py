@@ -9,6 +9,7 @@ from typing import Any
 from vllm.v1.metrics.loggers import PrometheusStatLogger
 from vllm.v1.metrics.utils import create_metric_per_engine
 
+from vllm_medusa.metrics.bulk_histogram import observe_many
 from vllm_medusa.metrics.stats import REASONS, MedusaStepStats
 from vllm_medusa.timing import PARTS
 
@@ -91,8 +92,7 @@ class MedusaPrometheus:
             (self._nodes[engine], stats.nodes),
         ):
             for value, count in counts.items():
-                for _ in range(count):
-                    histogram.observe(value)
+                observe_many(histogram, value, count)
         for depth, count in enumerate(stats.accepted, start=1):
             self._accepted[str(depth)][engine].inc(count)
         for reason, count in stats.without_tree.items():

@@ -57,8 +57,8 @@ def test_everything_is_there_from_the_start(metrics: MedusaPrometheus) -> None:
 def test_what_was_observed(metrics: MedusaPrometheus) -> None:
     stats = MedusaStepStats()
     for num_accepted in (0, 0, 2):
-        stats.observe_tree(6, num_accepted, num_accepted + 1)
-    stats.observe_tree(5, 3, 2)
+        stats.observe_trees(6, num_accepted, num_accepted + 1)
+    stats.observe_trees(5, 3, 2)
     stats.observe_without_tree("load")
     stats.observe_without_tree("load")
     stats.observe_decode_step(0.25, True)

@@ -15,13 +15,17 @@ from vllm.v1.spec_decode.metrics import SpecDecodingStats
 
 from vllm_medusa import timing
 from vllm_medusa.metrics import transport
-from vllm_medusa.metrics.stats import MedusaSchedulerStats, MedusaStepStats
+from vllm_medusa.metrics.stats import (
+    MedusaCounts,
+    MedusaSchedulerStats,
+    MedusaStepStats,
+)
 
 
 def observed() -> MedusaStepStats:
     stats = MedusaStepStats()
-    stats.observe_tree(4, 2, 3)
-    stats.observe_tree(4, 0, 1)
+    stats.observe_trees(4, 2, 3)
+    stats.observe_trees(4, 0, 1)
     stats.observe_without_tree("load")
     stats.observe_decode_step(0.25, True)
     stats.observe_parts({"step": 0.2, "propose": 0.01})
@@ -69,18 +73,27 @@ def test_a_front_end_that_knows_no_medusa_reads_the_rest() -> None:
 
 
 def test_sums() -> None:
-    stats = observed()
+    stats = MedusaCounts()
+    stats.add(observed())
     stats.add(observed())
     other = MedusaStepStats()
-    other.observe_tree(4, 3, 4)
+    other.observe_trees(4, 3, 4)
     stats.add(other)
     assert stats.tokens == {3: 2, 1: 2, 4: 1}
     assert stats.nodes == {4: 5} and stats.num_trees == 5
     assert stats.accepted == [3, 3, 1]
     assert stats.without_tree == {"load": 2}
-    assert stats.step_seconds == [0.25, 0.25] and stats.step_has_trees == [True, True]
-    assert len(stats.parts) == 2
     assert stats and not MedusaStepStats()
+
+
+def test_as_vllm_counts() -> None:
+    spec = SpecDecodingStats.new(6)
+    stats = MedusaStepStats()
+    for num_nodes, num_accepted in ((4, 2), (4, 0), (6, 3), (4, 2)):
+        spec.observe_draft(num_nodes, num_accepted)
+        stats.observe_trees(num_nodes, num_accepted, 1)
+    assert stats.speculation(6) == spec
+    assert MedusaStepStats().speculation(6) is None
 
 
 def test_times_travel_with_a_runners_output() -> None:
@@ -94,5 +107,5 @@ def test_times_travel_with_a_runners_output() -> None:
 @pytest.mark.parametrize("accepted", range(3))
 def test_depths(accepted: int) -> None:
     stats = MedusaStepStats()
-    stats.observe_tree(2, accepted, 1)
-    assert stats.accepted == [1] * accepted
+    stats.observe_trees(2, accepted, 1, count=5)
+    assert stats.accepted == [5] * accepted and stats.nodes == {2: 5}

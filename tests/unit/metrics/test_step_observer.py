@@ -3,28 +3,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from tests.unit.metrics.steps import Request, finish, run, scheduled
 from vllm_medusa.metrics import step_observer
 from vllm_medusa.metrics.step_observer import StepObserver
 
 MAX_MODEL_LEN, BUDGET = 100, 32
-
-
-@dataclass
-class Request:
-    """What the observer reads of vLLM's."""
-
-    request_id: str
-    is_prefill_chunk: bool = False
-    num_output_tokens: int = 1
-    num_computed_tokens: int = 20
-    use_structured_output: bool = False
-    sampling_params: Any = field(default_factory=lambda: SimpleNamespace(extra_args={}))
 
 
 @pytest.fixture
@@ -39,44 +27,6 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 @pytest.fixture
 def observer(clock: SimpleNamespace) -> StepObserver:
     return StepObserver(MAX_MODEL_LEN, BUDGET)
-
-
-def scheduled(
-    tokens: dict[str, int],
-    drafts: dict[str, int] | None = None,
-    planned: int = 4,
-    new: tuple[str, ...] = (),
-    resumed: tuple[str, ...] = (),
-    preempted: tuple[str, ...] = (),
-    finished: tuple[str, ...] = (),
-) -> Any:
-    return SimpleNamespace(
-        num_scheduled_tokens=tokens,
-        total_num_scheduled_tokens=sum(tokens.values()),
-        scheduled_spec_decode_tokens={r: [1] * n for r, n in (drafts or {}).items()},
-        num_spec_tokens_to_schedule=planned,
-        scheduled_new_reqs=[SimpleNamespace(req_id=r) for r in new],
-        scheduled_cached_reqs=SimpleNamespace(resumed_req_ids=set(resumed)),
-        preempted_req_ids=set(preempted),
-        finished_req_ids=set(finished),
-    )
-
-
-def run(
-    observer: StepObserver,
-    output: Any,
-    requests: dict[str, Request],
-    gains: dict[str, int],
-    start: float = 0.0,
-) -> None:
-    """One step; requests with drafts accept one node less than they gain tokens."""
-    observer.scheduled(start, output, requests)
-    observer.result_begins(output, None)
-    for request, num_tokens in gains.items():
-        drafts = output.scheduled_spec_decode_tokens.get(request)
-        if drafts and observer.has_tree(request):
-            observer.verified(request, len(drafts), num_tokens - 1)
-        observer.emitted(request, num_tokens)
 
 
 def test_a_request_from_its_prompt_to_its_trees(observer: StepObserver) -> None:
@@ -188,14 +138,12 @@ def test_steps_that_are_scheduled_ahead(
     observer.scheduled(1.0, steps[0], requests)
     observer.scheduled(1.5, steps[1], requests)
     clock.value = 3.0
-    observer.result_begins(steps[0], {"step": 0.5})
-    observer.verified("a", 4, 1)
-    observer.emitted("a", 2)
+    finish(observer, steps[0], {"a": 2}, parts={"step": 0.5})
     clock.value = 4.0
-    observer.result_begins(steps[1], None)
+    finish(observer, steps[1], {})
     observer.scheduled(6.0, steps[2], requests)
     clock.value = 6.25
-    observer.result_begins(steps[2], None)
+    finish(observer, steps[2], {})
     stats = observer.take()
     assert stats.step_seconds == [2.0, 1.0, 0.25]
     assert stats.parts == [{"step": 0.5}]
@@ -220,13 +168,18 @@ def test_empty_steps_between_others(
     step, empty = scheduled({"a": 8}, new=("a",)), scheduled({})
     observer.scheduled(0.0, empty, requests)
     observer.scheduled(0.0, step, requests)
-    observer.result_begins(empty, None)
-    observer.result_begins(scheduled({}), None)
-    observer.result_begins(step, None)
-    observer.emitted("a", 1)
+    finish(observer, empty, {})
+    finish(observer, scheduled({}), {})
+    finish(observer, step, {"a": 1})
     stats = observer.take()
     assert stats.without_tree == {"prompt": 1}
     assert not stats.step_seconds
     observer.scheduled(0.0, scheduled({}, finished=("a",)), requests)
     run(observer, scheduled({"a": 8}, new=("a",)), requests, {"a": 1})
     assert observer.take().without_tree == {"prompt": 1}
+
+
+def test_results_of_a_step_that_was_not_seen(observer: StepObserver) -> None:
+    finish(observer, scheduled({"a": 5, "b": 1}, {"a": 4}), {"a": 2, "b": 1})
+    stats = observer.take()
+    assert stats.tokens == {2: 1} and not stats.without_tree
