@@ -132,9 +132,15 @@ def test_reasons(llama: TinyModel, prompts: list[list[int]]) -> None:
 
         step_ends(llm, [long], greedy(8))
         values, own = metrics(llm), medusa_metrics(llm)
-        assert own.without_tree["max_model_len"] <= 1
         # Trees are cut where the model's length ends.
         assert min(own.nodes) < 12
+        check_sums(own, values)
+
+        # Behind its first token there is room for another one, not for a node.
+        before = own.without_tree["max_model_len"]
+        step_ends(llm, [[7] * (len(long) + 6)], greedy(2))
+        values, own = metrics(llm), medusa_metrics(llm)
+        assert own.without_tree["max_model_len"] == before + 1
         check_sums(own, values)
 
 
@@ -142,7 +148,7 @@ def test_placeholders_are_no_drafts(llama: TinyModel, prompts: list[list[int]]) 
     """vLLM pads a request whose prompt is cached but for one token to a tree's size."""
     prompt = prompts[0][:1] * (BLOCK_SIZE + 1)
     with engine(llama.path, {"model": llama.heads, "tree": "optimal:12"}) as llm:
-        generate(llm, [prompt], greedy(4))
+        generate(llm, [prompt], greedy(1))
         before, counted = medusa_metrics(llm), stats(llm)["trees"]
         ends = step_ends(llm, [prompt], greedy(4))
         values, own = metrics(llm), medusa_metrics(llm)
@@ -165,7 +171,7 @@ def test_preemption(llama: TinyModel, prompts: list[list[int]]) -> None:
         max_model_len=256,
         enable_prefix_caching=False,
     ) as llm:
-        step_ends(llm, long, greedy(sample(60, 40)))
+        step_ends(llm, long, greedy(sample(60, 28)))
         values, own = metrics(llm), medusa_metrics(llm)
     assert values["vllm:num_preemptions"] > 0
     assert own.without_tree["preempted"] == values["vllm:num_preemptions"]
