@@ -15,7 +15,7 @@ from tests.runner import sample
 
 pytestmark = pytest.mark.engine
 
-LENGTH = sample(40, 20)
+LENGTH = sample(32, 20)
 
 
 @pytest.mark.parametrize(
@@ -24,7 +24,7 @@ LENGTH = sample(40, 20)
 def test_family(tiny: Callable[[str], TinyModel], family: str) -> None:
     """Prompts and texts longer than the sliding windows, trees with siblings."""
     model = tiny(family)
-    prompts = random_prompts(sample(48, 10), VOCAB_SIZE, longest=90, seed=1)
+    prompts = random_prompts(sample(24, 10), VOCAB_SIZE, longest=90, seed=1)
     with engine(model.path) as llm:
         expected = token_ids(generate(llm, prompts, greedy(LENGTH)))
     with engine(model.path, {"model": model.heads, "tree": "optimal:10"}) as llm:

@@ -38,7 +38,7 @@ def test_engine_options(
     chunks: dict[str, Any],
 ) -> None:
     # One request at a time takes long: it gets fewer prompts.
-    count = {1: 24, 4: 60, 16: 120, 6: 18}[max_num_seqs]
+    count = {1: 12, 4: 32, 16: 80, 6: 18}[max_num_seqs]
     length = PLAIN_TOKENS if max_num_seqs == 16 else PLAIN_TOKENS // 2
     options = dict(chunks)
     if chunks["enable_chunked_prefill"]:

@@ -166,6 +166,7 @@ def test_greedy_first_token(
     assert [text[1:] for text in outputs] == expected
 
 
+@pytest.mark.slow
 def test_law_of_rejection(llama: TinyModel, prompts: list[list[int]]) -> None:
     """The tokens that trees emit have the model's law; thousands of draws, which the
     interpreter has no time for, are those of tests/unit/verify."""

@@ -111,7 +111,7 @@ def test_schemes(llama: TinyModel, prompts: list[list[int]], acceptance: str) ->
 @pytest.mark.runner(
     "v2", reason="V1 keys no noise on positions, and runs no step ahead"
 )
-@pytest.mark.parametrize("ahead", [True, False])
+@pytest.mark.parametrize("ahead", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_seed(
     llama: TinyModel, prompts: list[list[int]], tmp_path: Path, ahead: bool
 ) -> None:

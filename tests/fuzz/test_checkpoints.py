@@ -11,7 +11,7 @@ from tests.fuzz.run import run_cases
 
 
 def test_checkpoints():
-    report = run_cases("checkpoints", default=3000)
+    report = run_cases("checkpoints", default=1500)
     assert not report.wrong, "\n\n".join(report.wrong[:20])
     # Not a test of what never loads or never fails.
     assert report.outcomes["taken"] > 100

@@ -71,6 +71,7 @@ def assert_gone(server: Server) -> None:
     assert not left, f"{left} outlived the server:\n{server.log_text()[-4000:]}"
 
 
+@pytest.mark.slow
 def test_killed_worker(model: TinyModel, tmp_path: Path) -> None:
     """A client in mid-stream gets an error, the server ends by itself, all of it."""
     heads = f"--speculative-model=medusa:{model.heads}"

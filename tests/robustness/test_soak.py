@@ -120,6 +120,7 @@ def test_stepped(
 
 
 @pytest.mark.runner("v1", reason="AsyncLLM's processes have no interpreter")
+@pytest.mark.slow
 def test_served(tiny: tuple[Path, Path], tmp_path: Path) -> None:
     """The command itself, with the engine as a server runs it."""
     output = tmp_path / "soak.json"
