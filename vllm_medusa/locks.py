@@ -6,6 +6,7 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,17 +14,25 @@ from pathlib import Path
 from vllm_medusa.errors import OutputError
 
 logger = logging.getLogger(__name__)
-# Folders that this process has: a second descriptor would wait for the first.
-_held: set[Path] = set()
+
+
+class _Held(threading.local):
+    """Folders that a thread has: a second descriptor would wait for the first."""
+
+    def __init__(self) -> None:
+        self.folders: set[Path] = set()
+
+
+_held = _Held()
 
 
 @contextmanager
 def exclusive(folder: Path, *, wait: bool) -> Iterator[None]:
-    """Keep other processes that ask for `folder` out; it is made if need be.
+    """Keep others that ask for `folder` out; it is made if need be.
 
     The lock is the folder's own, so that it leaves no file behind, and ends with the
     process, however that ends. Where the file system has no such locks there is none.
-    What a process has it may ask for again, inside the block.
+    What a thread has it may ask for again, inside the block.
 
     Raises:
         OutputError: another process has it and `wait` is False, or the folder can't
@@ -38,15 +47,15 @@ def exclusive(folder: Path, *, wait: bool) -> Iterator[None]:
         ) from error
     path = folder.resolve()
     try:
-        if path in _held:
+        if path in _held.folders:
             yield
             return
         _lock(descriptor, folder, wait)
-        _held.add(path)
+        _held.folders.add(path)
         try:
             yield
         finally:
-            _held.remove(path)
+            _held.folders.remove(path)
     finally:
         os.close(descriptor)
 

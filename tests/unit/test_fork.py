@@ -8,10 +8,11 @@ import sys
 
 _SCRIPT = """
 import multiprocessing
-from types import SimpleNamespace
 
 import torch
+from vllm.engine.arg_utils import EngineArgs
 
+from vllm_medusa.default_model import heads_path
 from vllm_medusa.engine_config import prepare_engine_args
 
 
@@ -20,7 +21,7 @@ def work() -> None:
 
 
 torch.set_num_threads(2)
-arguments = SimpleNamespace(worker_cls="auto", additional_config=None)
+arguments = EngineArgs(model=str(heads_path()))
 prepare_engine_args(arguments, {"method": "medusa", "model": "default"})
 assert torch.get_num_threads() == 2
 child = multiprocessing.get_context("fork").Process(target=work)

@@ -6,6 +6,8 @@ from __future__ import annotations
 import logging
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -68,6 +70,20 @@ def test_who_waits_says_so(
     finally:
         logger.removeHandler(handler)
     assert f"at work in {tmp_path}" in caplog.text
+
+
+def test_threads_keep_each_other_out(tmp_path: Path) -> None:
+    inside: list[int] = []
+
+    def work() -> int:
+        with exclusive(tmp_path, wait=True):
+            inside.append(1)
+            time.sleep(0.02)
+            return len(inside) - inside.pop()
+
+    with ThreadPoolExecutor(4) as pool:
+        others = [pool.submit(work) for _ in range(8)]
+        assert [future.result() for future in others] == [0] * 8
 
 
 def test_what_one_has_one_may_ask_for_again(tmp_path: Path) -> None:
