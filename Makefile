@@ -16,7 +16,7 @@ NEXT = PYTHONPATH=$$($(BIN)/python scripts/setup_next.py --path)
 QUICK := not slow and not gpu
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo lint test test-next bench clean
+.PHONY: help setup demo lint test test-next test-slow bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -45,6 +45,10 @@ test-next: setup ## all engine tests on the next supported vLLM
 	$(BIN)/python scripts/setup_next.py
 	$(NEXT) $(PYTEST) -m "engine and $(QUICK)" $(PYTEST_ARGS)
 	$(NEXT) $(V2) $(PYTEST) -m "(engine or interpreter) and $(QUICK)" $(PYTEST_ARGS)
+
+test-slow: setup ## what `make test` leaves out for its length
+	$(PYTEST) -m "slow and not gpu" $(PYTEST_ARGS)
+	$(V2) $(PYTEST) -m "(engine or interpreter) and slow and not gpu" $(PYTEST_ARGS)
 
 bench: setup ## measure latency against plain vLLM (half an hour; needs a quiet machine)
 	$(BIN)/python -m benchmarks.latency $(BENCH_ARGS)

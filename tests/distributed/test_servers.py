@@ -65,6 +65,7 @@ def by_engine(server: Server, name: str) -> dict[str, float]:
     return {label[1]: float(value) for label, value in found if label}
 
 
+@pytest.mark.slow
 def test_two_replicas(
     splittable: TinyModel, plain: list[list[int]], tmp_path: Path
 ) -> None:

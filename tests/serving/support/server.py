@@ -185,7 +185,9 @@ class Server:
 
     def _is_healthy(self) -> bool:
         try:
-            return self.get("/health").status_code == httpx.codes.OK
+            # A connection that comes too early may be accepted and forgotten.
+            reply = self._http.get("/health", timeout=5.0)
+            return reply.status_code == httpx.codes.OK
         except httpx.TransportError:
             return False
 
