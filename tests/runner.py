@@ -26,3 +26,7 @@ if RUNNER not in RUNNERS:
 def sample(v1: T, v2: T) -> T:
     """Choose by runner: a step takes 2 ms on V1 and 150 ms in the interpreter."""
     return v2 if RUNNER == "v2" else v1
+
+
+slow_on_v2 = pytest.mark.slow if RUNNER == "v2" else pytest.mark.engine
+"""For what has little of its own to prove there."""

@@ -16,7 +16,7 @@ from vllm.exceptions import VLLMValidationError
 from tests.engine.conftest import TinyModel
 from tests.engine.support.engines import engine, generate, greedy, stats, token_ids
 from tests.engine.support.parameters import TREE
-from tests.runner import RUNNER, sample
+from tests.runner import RUNNER, sample, slow_on_v2
 
 pytestmark = pytest.mark.engine
 
@@ -81,6 +81,7 @@ def test_typical_by_request(
     assert counters["accepted"] > 0
 
 
+@slow_on_v2
 def test_low_threshold_accepts_more(exact: LLM, prompts: list[list[int]]) -> None:
     """Per tree, than exact acceptance and than a threshold that is hardly met."""
     strict = {**LOOSE, "medusa_epsilon": 0.9}

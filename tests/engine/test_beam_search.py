@@ -12,7 +12,7 @@ from vllm.sampling_params import BeamSearchParams
 from tests.engine.conftest import TinyModel
 from tests.engine.support.engines import engine, generate, greedy, stats, token_ids
 from tests.engine.support.parameters import TREE
-from tests.runner import sample
+from tests.runner import sample, slow_on_v2
 
 pytestmark = pytest.mark.engine
 
@@ -34,6 +34,7 @@ def _search(
     ]
 
 
+@slow_on_v2
 def test_beams_are_those_of_plain_vllm(
     llama: TinyModel, prompts: list[list[int]], plain: list[list[int]]
 ) -> None:

@@ -15,7 +15,7 @@ from vllm.sampling_params import StructuredOutputsParams
 
 from tests.engine.conftest import TinyModel
 from tests.engine.support.engines import BLOCK_SIZE, engine, greedy
-from tests.runner import sample
+from tests.runner import sample, slow_on_v2
 
 pytestmark = pytest.mark.engine
 
@@ -78,7 +78,9 @@ def test_greedy(
         assert join(llm, joining, answer) == expected
 
 
-@pytest.mark.parametrize("name", ["rejection", "typical"])
+@pytest.mark.parametrize(
+    "name", ["rejection", pytest.param("typical", marks=slow_on_v2)]
+)
 def test_sampling_is_repeatable(
     name: str, llama: TinyModel, joining: list[list[int]]
 ) -> None:

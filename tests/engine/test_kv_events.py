@@ -32,7 +32,7 @@ from tests.engine.support.engines import (
     stats,
     token_ids,
 )
-from tests.runner import sample
+from tests.runner import sample, slow_on_v2
 
 pytestmark = pytest.mark.engine
 
@@ -176,6 +176,7 @@ def test_events_and_statistics(llama: TinyModel, prompts: list[list[int]]) -> No
     assert medusa.num_removed > 0
 
 
+@slow_on_v2
 def test_statistics_with_preemption(
     llama: TinyModel, prompts: list[list[int]], plain: list[list[int]]
 ) -> None:

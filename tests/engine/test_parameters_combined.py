@@ -19,7 +19,7 @@ from tests.engine.support.parameters import (
     heads_for,
 )
 from tests.engine.support.processors import Avoid, AvoidOnV2
-from tests.runner import sample
+from tests.runner import sample, slow_on_v2
 
 pytestmark = pytest.mark.engine
 
@@ -111,6 +111,7 @@ def test_prefix_caching(llama: TinyModel, reference: Reference) -> None:
     assert sum(output.num_cached_tokens for output in again["everything"]) > 0
 
 
+@slow_on_v2
 def test_prompts_in_pieces(llama: TinyModel, reference: Reference) -> None:
     assert max(map(len, reference.requests.prompts)) > 64
     run(llama, reference, max_num_batched_tokens=64)

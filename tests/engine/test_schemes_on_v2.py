@@ -52,7 +52,9 @@ def texts(llama: TinyModel, prompts: list[list[int]]) -> list[list[int]]:
     ("acceptance", "asked"),
     [
         ("typical", {"medusa_acceptance": "typical"}),
-        ("rejection", {"medusa_acceptance": "rejection"}),
+        pytest.param(
+            "rejection", {"medusa_acceptance": "rejection"}, marks=pytest.mark.slow
+        ),
     ],
 )
 def test_exact_requests_keep_their_text(
@@ -98,7 +100,9 @@ def test_exact_requests_keep_their_text(
             )
 
 
-@pytest.mark.parametrize("tree", [TREE, "beam:3x3"])
+@pytest.mark.parametrize(
+    "tree", [pytest.param(TREE, marks=pytest.mark.slow), "beam:3x3"]
+)
 def test_seeded_text_of_paths(
     llama: TinyModel, prompts: list[list[int]], texts: list[list[int]], tree: str
 ) -> None:
