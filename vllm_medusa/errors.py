@@ -1,6 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Errors a user can cause. Each says what is wrong, with what value, what to do."""
 
+from __future__ import annotations
+
+from collections.abc import Iterable
+
 
 class MedusaError(ValueError):
     """Base of every error that vllm-medusa raises for bad input."""
@@ -24,3 +28,17 @@ class UnsupportedError(MedusaError):
 
 class OutputError(MedusaError):
     """A file or folder can't be written, or another process is writing there."""
+
+
+def refuse_first(
+    # (whether it is in use, its name and what to do)
+    features: Iterable[tuple[bool, str]],
+) -> None:
+    """Refuse the first feature that is in use.
+
+    Raises:
+        UnsupportedError: naming it.
+    """
+    for is_used, feature in features:
+        if is_used:
+            raise UnsupportedError(f"Medusa does not support {feature}")

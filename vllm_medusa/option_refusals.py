@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from vllm_medusa.errors import UnsupportedError
+from vllm_medusa.errors import UnsupportedError, refuse_first
 
 if TYPE_CHECKING:
     from vllm.config import KVTransferConfig, VllmConfig
@@ -60,9 +60,7 @@ def verify_options(vllm_config: VllmConfig) -> None:
             "elastic expert parallelism: drop --enable-elastic-ep",
         ),
     )
-    for present, feature in refused:
-        if present:
-            raise UnsupportedError(f"Medusa does not support {feature}")
+    refuse_first(refused)
 
 
 def _verify_connector(config: KVTransferConfig) -> None:

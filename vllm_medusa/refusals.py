@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from vllm_medusa.distributed.refusals import verify_parallel
 from vllm_medusa.engine_config import medusa_config, medusa_options
-from vllm_medusa.errors import CheckpointError, UnsupportedError
+from vllm_medusa.errors import CheckpointError, UnsupportedError, refuse_first
 from vllm_medusa.option_refusals import verify_options
 
 if TYPE_CHECKING:
@@ -89,9 +89,7 @@ def _verify_v2(vllm_config: VllmConfig) -> None:
             "this model's bidirectional prefixes: serve it without Medusa",
         ),
     )
-    for present, feature in refused:
-        if present:
-            raise UnsupportedError(f"Medusa does not support {feature}")
+    refuse_first(refused)
 
 
 def _verify_model(model: ModelConfig) -> None:
@@ -105,11 +103,10 @@ def _verify_model(model: ModelConfig) -> None:
         (model.uses_mrope, "multi-dimensional rotary positions (M-RoPE)"),
         (model.is_multimodal_model, "multimodal models"),
     )
-    for present, feature in refused:
-        if present:
-            raise UnsupportedError(
-                f"Medusa does not support {feature}: serve {model.model} without it"
-            )
+    refuse_first(
+        (present, f"{feature}: serve {model.model} without it")
+        for present, feature in refused
+    )
 
 
 def _verify_fit(model: ModelConfig, options: dict[str, Any]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from vllm_medusa.errors import UnsupportedError
+from vllm_medusa.errors import refuse_first
 
 if TYPE_CHECKING:
     from vllm.config import ParallelConfig
@@ -54,6 +54,4 @@ def verify_parallel(parallel: ParallelConfig) -> None:
             "--distributed-executor-backend external_launcher: use mp or ray",
         ),
     )
-    for present, feature in refused:
-        if present:
-            raise UnsupportedError(f"Medusa does not support {feature}")
+    refuse_first(refused)
