@@ -152,8 +152,7 @@ def plan_memory(
 def plan_kv_cache(base: BaseModel, settings: Settings, left: int | None) -> KVCache:
     """Divide `left` bytes into blocks, as `get_kv_cache_config_from_groups` of vLLM's
     `kv_cache_utils` does for layers that are all alike."""
-    heads = kv_heads_per_rank(base, settings.tensor_parallel_size)
-    per_token = 2 * base.num_layers * heads * base.head_size * settings.kv_bytes
+    per_token = kv_bytes_per_token(base, settings)
     block = per_token * settings.block_size
     num_blocks = max(0, left or 0) // block
     per_request = -(-settings.max_model_len // settings.block_size)
@@ -165,6 +164,12 @@ def plan_kv_cache(base: BaseModel, settings: Settings, left: int | None) -> KVCa
         max_concurrency=num_blocks / per_request,
         fits=left is None or num_blocks >= per_request,
     )
+
+
+def kv_bytes_per_token(base: BaseModel, settings: Settings) -> int:
+    """Bytes of one token's keys and values of all layers, on each rank."""
+    heads = kv_heads_per_rank(base, settings.tensor_parallel_size)
+    return 2 * base.num_layers * heads * base.head_size * settings.kv_bytes
 
 
 def activation_bytes(base: BaseModel, heads: Heads | None, settings: Settings) -> int:

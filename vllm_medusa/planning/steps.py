@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 from vllm_medusa.planning.base_model import DTYPE_BYTES, BaseModel
 from vllm_medusa.planning.gpus import Device
 from vllm_medusa.planning.heads import rank_heads
-from vllm_medusa.planning.memory import Heads, Settings
-from vllm_medusa.planning.weights import kv_heads_per_rank, rank_weights
+from vllm_medusa.planning.memory import Heads, Settings, kv_bytes_per_token
+from vllm_medusa.planning.weights import rank_weights
 
 REDUCE_LATENCY = 8e-6
 """Seconds that one exchange between ranks takes however little it carries: assumed, the
@@ -74,8 +74,7 @@ class Roofline:
         self._weights = rank_weights(base, ranks, settings.dtype, settings.quantization)
         assert device.bandwidth is not None
         self._bandwidth = device.bandwidth * efficiency.bandwidth
-        kind = "float32" if settings.dtype == "float32" else "bfloat16"
-        self._flops = device.flops[kind] * efficiency.compute
+        self._flops = device.flops[_kind(settings)] * efficiency.compute
         self._linear_flops = self._flops
         if settings.quantization == "fp8" and "fp8" in device.flops:
             self._linear_flops = device.flops["fp8"] * efficiency.compute
@@ -88,9 +87,7 @@ class Roofline:
         base, weights = self._base, self._weights
         ranks = self._settings.tensor_parallel_size
         size = DTYPE_BYTES[self._settings.dtype]
-        kv_heads = kv_heads_per_rank(base, ranks)
-        kv_token = 2 * base.num_layers * kv_heads * base.head_size
-        kv_token *= self._settings.kv_bytes
+        kv_token = kv_bytes_per_token(base, self._settings)
         queries = base.num_layers * base.num_heads * base.head_size // ranks
         attention = self._bound(
             requests * self._context * kv_token + rows * kv_token,
@@ -150,7 +147,7 @@ class Roofline:
 
 def missing_figure(device: Device, settings: Settings) -> str | None:
     """What the device lacks for a step cost, or None."""
-    kind = "float32" if settings.dtype == "float32" else "bfloat16"
+    kind = _kind(settings)
     if device.bandwidth is None:
         return "memory bandwidth"
     if kind not in device.flops:
@@ -158,3 +155,8 @@ def missing_figure(device: Device, settings: Settings) -> str | None:
     if settings.tensor_parallel_size > 1 and device.link is None:
         return "bandwidth to other ranks"
     return None
+
+
+def _kind(settings: Settings) -> str:
+    """The entry of `Device.flops` that a dtype computes by."""
+    return "float32" if settings.dtype == "float32" else "bfloat16"
