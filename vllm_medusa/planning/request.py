@@ -19,8 +19,8 @@ from vllm_medusa.planning.steps import Efficiency
 from vllm_medusa.side_files import ACCURACIES_FILE
 from vllm_medusa.tree import BeamTree, TokenTree, load_accuracies, optimal, parse_tree
 from vllm_medusa.tree.accuracies import Accuracies
-from vllm_medusa.tree.builders import chain, prior_accuracies
-from vllm_medusa.tree.resolve import resolve_tree
+from vllm_medusa.tree.builders import chain, optimal_up_to, prior_accuracies
+from vllm_medusa.tree.resolve import MAX_DEFAULT_NODES, resolve_tree
 
 _GPU_BLOCK, _CPU_BLOCK = 16, 128
 _PRIOR_RANKS = 10
@@ -203,9 +203,7 @@ def _tree(
     if config.tree is not None:
         tree = parse_tree(config.tree, num_heads=num_heads, accuracies=accuracies)
     elif accuracies is not None:
-        table = accuracies[:num_heads]
-        possible = sum(len(table[0]) ** depth for depth in range(1, len(table) + 1))
-        tree = optimal(table, min(64, possible))
+        tree = optimal_up_to(accuracies[:num_heads], MAX_DEFAULT_NODES)
     else:
         tree = chain(num_heads)
     limit = config.num_speculative_tokens

@@ -9,12 +9,13 @@ from typing import Any
 
 from vllm_medusa.calibration.table import BatchTable, choose_table, speedups
 from vllm_medusa.planning.steps import Roofline
-from vllm_medusa.tree import TokenTree, covers, node_gains, optimal
+from vllm_medusa.tree import TokenTree, covers, node_gains
 from vllm_medusa.tree.accuracies import Accuracies
+from vllm_medusa.tree.builders import optimal_up_to
+from vllm_medusa.tree.resolve import MAX_DEFAULT_NODES
 
 # Node counts to weigh against each other; the last one is the tree's own.
 _COUNTS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 40, 48, 64, 96, 128)
-_MOST = 64
 
 
 @dataclass(frozen=True)
@@ -55,9 +56,7 @@ def expect_tokens(
     tokens, depths = _truncations(tree, accuracies)
     if not has_own_tree:
         table = accuracies[:num_heads]
-        ranks = len(table[0])
-        possible = sum(ranks**depth for depth in range(1, len(table) + 1))
-        best = optimal(table, min(_MOST, possible))
+        best = optimal_up_to(table, MAX_DEFAULT_NODES)
         best_tokens, best_depths = _truncations(best, table)
         whole = tree.num_nodes
         tokens = best_tokens | {whole: tokens[whole]}

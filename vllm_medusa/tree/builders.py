@@ -72,6 +72,18 @@ def cartesian(widths: Sequence[int], accuracies: Accuracies | None = None) -> To
     return TokenTree.from_paths(sorted(paths, key=best_first))
 
 
+def optimal_up_to(accuracies: Accuracies, most_nodes: int) -> TokenTree:
+    """Return the `optimal` tree of `most_nodes` nodes, or of all that the heads can
+    make if these are fewer.
+
+    Raises:
+        TreeError: as `optimal`.
+    """
+    num_ranks = len(accuracies[0])
+    possible = sum(num_ranks**depth for depth in range(1, len(accuracies) + 1))
+    return optimal(accuracies, min(most_nodes, possible))
+
+
 def optimal(
     accuracies: Accuracies,
     num_nodes: int,

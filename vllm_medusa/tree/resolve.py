@@ -12,7 +12,7 @@ from vllm_medusa.errors import ConfigError
 from vllm_medusa.json_file import read_json
 from vllm_medusa.side_files import ACCURACIES_FILE, BATCH_TABLE_FILE, TREE_FILE
 from vllm_medusa.tree.accuracies import Accuracies, load_accuracies, node_gains
-from vllm_medusa.tree.builders import chain, from_file, optimal
+from vllm_medusa.tree.builders import chain, from_file, optimal, optimal_up_to
 from vllm_medusa.tree.specification import parse_tree
 from vllm_medusa.tree.token_tree import TokenTree
 
@@ -105,9 +105,7 @@ def _default_tree(folder: Path, num_heads: int, limit: int | None) -> TokenTree:
 
 
 def _worthwhile(accuracies: Accuracies) -> TokenTree:
-    num_ranks = len(accuracies[0])
-    possible = sum(num_ranks**depth for depth in range(1, len(accuracies) + 1))
-    tree = optimal(accuracies, min(MAX_DEFAULT_NODES, possible))
+    tree = optimal_up_to(accuracies, MAX_DEFAULT_NODES)
     # In falling order, so those that are worth it come first; keep one at least.
     gains = node_gains(tree, accuracies)[1:]
     return tree.truncate(max(1, sum(gain >= MIN_GAIN for gain in gains)))
