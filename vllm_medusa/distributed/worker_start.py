@@ -16,8 +16,8 @@ from vllm_medusa.distributed.installation import (
     noted_installation,
     require_same,
 )
-from vllm_medusa.engine_config import medusa_options
-from vllm_medusa.errors import CheckpointError, ConfigError
+from vllm_medusa.engine_config import medusa_config
+from vllm_medusa.errors import CheckpointError
 from vllm_medusa.replace import replaced
 
 if TYPE_CHECKING:
@@ -33,12 +33,9 @@ def require_same_code(vllm_config: VllmConfig) -> None:
         CheckpointError: naming the heads.
     """
     compatibility.require()
-    options = medusa_options(vllm_config)
-    if options is None:
-        raise ConfigError("this engine was not started with Medusa")
+    heads = Path(medusa_config(vllm_config).heads)
     where = f"the worker process {os.getpid()} on {socket.gethostname()}"
     require_same(noted_installation(vllm_config), installation(), where)
-    heads = Path(options["config"]["heads"])
     if not heads.exists():
         raise CheckpointError(
             f"{where} has no {heads}: put the heads there on every machine (for those "
