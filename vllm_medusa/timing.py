@@ -24,8 +24,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections import defaultdict, deque
-from collections.abc import Callable, Iterator
+from collections import Counter, defaultdict, deque
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -142,14 +142,13 @@ def take_sample() -> dict[str, float] | None:
     there is none whose end the device has passed."""
     if not _unread or (_on_device and not _unread[0][-1][-1].query()):
         return None
-    return _sum(_unread.popleft(), lambda _: None)
+    return _sum(_unread.popleft())
 
 
-def _sum(spans: list[Span], count: Callable[[str], None]) -> dict[str, float]:
+def _sum(spans: list[Span]) -> dict[str, float]:
     totals: defaultdict[str, float] = defaultdict(float)
     for part, start, end in spans:
         totals[part] += _seconds(start, end)
-        count(part)
     return dict(totals)
 
 
@@ -176,14 +175,10 @@ def read(reset: bool = True) -> dict[str, dict[str, float]]:
     device. Empty unless every step is timed."""
     if _on_device and _spans:
         _spans[-1][-1].synchronize()
-    calls: defaultdict[str, int] = defaultdict(int)
-
-    def count(part: str) -> None:
-        calls[part] += 1
-
+    calls = Counter(part for part, _, _ in _spans)
     result = {
         part: {"seconds": seconds, "calls": calls[part]}
-        for part, seconds in _sum(_spans, count).items()
+        for part, seconds in _sum(_spans).items()
     }
     if reset:
         _spans.clear()
