@@ -3,16 +3,11 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 
-from tests import interpreter
-from tests.runner import RUNNER
 from tests.unit.heads.support import (
     HIDDEN,
     VOCAB,
@@ -22,6 +17,7 @@ from tests.unit.heads.support import (
     make_checkpoint,
     make_spec,
 )
+from tests.unit.ranks import as_rank, run_ranks
 from vllm_medusa.heads import HeadsSpec, MedusaHeads, ReferenceHeads
 from vllm_medusa.heads.draft_sampling import DraftSampling
 from vllm_medusa.tree import BeamTree
@@ -70,23 +66,8 @@ def spread(heads: MedusaHeads, probs: torch.Tensor) -> torch.Tensor:
 
 def run_rank(rank: int, size: int, folder: str) -> None:
     """Body of one process: every case on this rank, results to a file."""
-    torch.set_num_threads(1)
-    if RUNNER == "v2":
-        # A new process does not inherit it, and the merge is a kernel.
-        interpreter.install()
-    # Names the shared memory that vLLM's CPU ranks talk through.
-    os.environ["VLLM_DIST_IDENT"] = folder.replace("/", "_")
-    from vllm.config import VllmConfig, set_current_vllm_config
-    from vllm.distributed import (
-        cleanup_dist_env_and_memory,
-        init_distributed_environment,
-        initialize_model_parallel,
-    )
-
     results = []
-    with set_current_vllm_config(VllmConfig()), torch.inference_mode():
-        init_distributed_environment(size, rank, f"file://{folder}/init", rank, "gloo")
-        initialize_model_parallel(size, 1)
+    with as_rank(rank, size, folder):
         for spec, num_heads, k, bias in CASES:
             base = TinyModel(lm_head_weight(), lm_head_bias() if bias else None)
             heads = MedusaHeads.from_checkpoint(make_checkpoint(spec), base)
@@ -106,14 +87,11 @@ def run_rank(rank: int, size: int, folder: str) -> None:
                 )
             )
     torch.save(results, f"{folder}/{rank}.pt")
-    cleanup_dist_env_and_memory()
 
 
 @pytest.fixture(scope="module")
 def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> list[list]:
-    folder: Path = tmp_path_factory.mktemp("ranks")
-    mp.spawn(run_rank, args=(2, str(folder)), nprocs=2)
-    return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
+    return run_ranks(run_rank, tmp_path_factory.mktemp("ranks"))
 
 
 # ([BATCH, num_heads, draft_vocab], [draft_vocab] int64)

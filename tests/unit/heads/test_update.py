@@ -3,17 +3,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 
-from tests import interpreter
-from tests.runner import RUNNER
 from tests.unit.heads.support import (
     HIDDEN,
     TinyModel,
@@ -23,6 +19,7 @@ from tests.unit.heads.support import (
     make_spec,
     spec_name,
 )
+from tests.unit.ranks import as_rank, run_ranks
 from vllm_medusa import propose
 from vllm_medusa.checkpoint import HeadsCheckpoint
 from vllm_medusa.errors import CheckpointError
@@ -100,24 +97,9 @@ def reload_on(rank: int) -> str:
 
 def run_rank(rank: int, size: int, folder: str) -> None:
     """Body of one process."""
-    torch.set_num_threads(1)
-    if RUNNER == "v2":
-        interpreter.install()
-    # Names the shared memory that vLLM's CPU ranks talk through.
-    os.environ["VLLM_DIST_IDENT"] = folder.replace("/", "_")
-    from vllm.config import VllmConfig, set_current_vllm_config
-    from vllm.distributed import (
-        cleanup_dist_env_and_memory,
-        init_distributed_environment,
-        initialize_model_parallel,
-    )
-
-    with set_current_vllm_config(VllmConfig()), torch.inference_mode():
-        init_distributed_environment(size, rank, f"file://{folder}/init", rank, "gloo")
-        initialize_model_parallel(size, 1)
+    with as_rank(rank, size, folder):
         results = [compare(spec) for spec in SPECS], reload_on(rank)
     torch.save(results, f"{folder}/{rank}.pt")
-    cleanup_dist_env_and_memory()
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=spec_name)
@@ -126,8 +108,7 @@ def test_one_rank(spec: HeadsSpec, one_rank: None) -> None:
 
 
 def test_two_ranks(tmp_path: Path) -> None:
-    mp.spawn(run_rank, args=(2, str(tmp_path)), nprocs=2)
-    ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
+    ranks = run_ranks(run_rank, tmp_path)
     for found, _ in ranks:
         assert found == [[True] * 4] * len(SPECS)
     # A failure on one rank is one on all, and nobody waits for the others.

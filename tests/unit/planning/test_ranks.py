@@ -4,16 +4,12 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 
-from tests import interpreter
-from tests.runner import RUNNER
 from tests.unit.heads.support import (
     HIDDEN,
     VOCAB,
@@ -22,12 +18,12 @@ from tests.unit.heads.support import (
     lm_head_weight,
     make_checkpoint,
 )
+from tests.unit.ranks import RANKS, as_rank, run_ranks
 from vllm_medusa.heads import MedusaHeads
 from vllm_medusa.planning.base_model import BaseModel, base_model
 from vllm_medusa.planning.heads import rank_heads
 from vllm_medusa.planning.weights import rank_weights
 
-RANKS = 2
 # One KV head, so that both ranks hold it; a vocabulary that needs padding.
 CONFIG: dict[str, Any] = {
     "model_type": "llama",
@@ -70,20 +66,7 @@ def base_bytes(folder: str) -> int:
 
 def run_rank(rank: int, size: int, folder: str) -> None:
     """Body of one process: bytes of the base's and of all heads' modules, to a file."""
-    torch.set_num_threads(1)
-    if RUNNER == "v2":
-        interpreter.install()
-    os.environ["VLLM_DIST_IDENT"] = folder.replace("/", "_")
-    from vllm.config import VllmConfig, set_current_vllm_config
-    from vllm.distributed import (
-        cleanup_dist_env_and_memory,
-        init_distributed_environment,
-        initialize_model_parallel,
-    )
-
-    with set_current_vllm_config(VllmConfig()), torch.inference_mode():
-        init_distributed_environment(size, rank, f"file://{folder}/init", rank, "gloo")
-        initialize_model_parallel(size, 1)
+    with as_rank(rank, size, folder):
         base = TinyModel(lm_head_weight(), None)
         heads = [
             MedusaHeads.from_checkpoint(make_checkpoint(spec), base).num_bytes
@@ -91,7 +74,6 @@ def run_rank(rank: int, size: int, folder: str) -> None:
         ]
         weights = base_bytes(folder)
     torch.save((weights, heads), f"{folder}/{rank}.pt")
-    cleanup_dist_env_and_memory()
 
 
 @pytest.fixture(scope="module")
@@ -99,8 +81,7 @@ def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[int, list[
     folder: Path = tmp_path_factory.mktemp("ranks")
     architecture = {"architectures": ["LlamaForCausalLM"]}
     (folder / "config.json").write_text(json.dumps(CONFIG | architecture))
-    mp.spawn(run_rank, args=(RANKS, str(folder)), nprocs=RANKS)
-    return [torch.load(folder / f"{rank}.pt") for rank in range(RANKS)]
+    return run_ranks(run_rank, folder)
 
 
 def test_base(two_ranks: list[tuple[int, list[int]]]) -> None:
