@@ -10,21 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from tests.engine.conftest import TinyModel
-from tests.engine.support.heads import fit_heads, save_fitted
-from tests.engine.support.models import build_model
+from tests.engine.conftest import TinyModel, make_tiny_model
 
 
 @pytest.fixture(scope="session")
 def splittable(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
     """Eight heads and four KV heads, for two ranks or four."""
     folder = tmp_path_factory.mktemp("splittable")
-    path = build_model(
-        "llama", folder / "model", num_attention_heads=8, num_key_value_heads=4
+    return make_tiny_model(
+        "llama", folder, num_attention_heads=8, num_key_value_heads=4
     )
-    fitted = fit_heads(path)
-    heads = save_fitted(fitted, folder / "heads")
-    return TinyModel("llama", path, heads, fitted)
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -30,17 +31,20 @@ class TinyModel:
     fitted: FittedHeads
 
 
+def make_tiny_model(family: str, folder: Path, **changes: Any) -> TinyModel:
+    """Make a tiny model and its heads in `folder`; `changes` are to its config."""
+    path = build_model(family, folder / "model", **changes)
+    fitted = fit_heads(path)
+    return TinyModel(family, path, save_fitted(fitted, folder / "heads"), fitted)
+
+
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], TinyModel]:
     """Make the tiny model of a family with its heads, once."""
 
     @cache
     def make(family: str) -> TinyModel:
-        folder = tmp_path_factory.mktemp(family)
-        path = build_model(family, folder / "model")
-        fitted = fit_heads(path)
-        heads = save_fitted(fitted, folder / "heads")
-        return TinyModel(family, path, heads, fitted)
+        return make_tiny_model(family, tmp_path_factory.mktemp(family))
 
     return make
 

@@ -14,9 +14,7 @@ import openai
 import psutil
 import pytest
 
-from tests.engine.conftest import TinyModel
-from tests.engine.support.heads import fit_heads, save_fitted
-from tests.engine.support.models import build_model
+from tests.engine.conftest import TinyModel, make_tiny_model
 from tests.robustness.support.small_disk import contents
 from tests.serving.support.processes import kill_all, start, wait_for_end_of_all
 from tests.serving.support.server import (
@@ -33,9 +31,7 @@ GONE_SECONDS = 60.0
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
     folder = tmp_path_factory.mktemp("killed")
-    path = build_model("llama", folder / "model", max_position_embeddings=MAX_MODEL_LEN)
-    fitted = fit_heads(path)
-    return TinyModel("llama", path, save_fitted(fitted, folder / "heads"), fitted)
+    return make_tiny_model("llama", folder, max_position_embeddings=MAX_MODEL_LEN)
 
 
 def text(server: Server) -> str:

@@ -8,9 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.engine.conftest import TinyModel
-from tests.engine.support.heads import fit_heads, save_fitted
-from tests.engine.support.models import build_model
+from tests.engine.conftest import TinyModel, make_tiny_model
 from tests.serving.support.server import MAX_MODEL_LEN, Server, serve
 
 TREE = "optimal:8"
@@ -20,9 +18,7 @@ TREE = "optimal:8"
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
     """A tiny model with heads that are right often enough."""
     folder = tmp_path_factory.mktemp("served")
-    path = build_model("llama", folder / "model", max_position_embeddings=MAX_MODEL_LEN)
-    fitted = fit_heads(path)
-    return TinyModel("llama", path, save_fitted(fitted, folder / "heads"), fitted)
+    return make_tiny_model("llama", folder, max_position_embeddings=MAX_MODEL_LEN)
 
 
 @pytest.fixture(scope="session")
