@@ -45,13 +45,14 @@ def connect(world_size: int, runtime_env: Any = None) -> str:
     # As vLLM's own executor: no statistics are sent unless asked for.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     global _has_joined
-    if not ray.is_initialized():
-        address = os.environ.get("RAY_ADDRESS")
-        if address == "local":
-            _start(world_size, runtime_env)
-        else:
-            _join_or_start(address, world_size, runtime_env)
-        _has_joined = True
+    if ray.is_initialized():
+        return _resource(world_size)
+    address = os.environ.get("RAY_ADDRESS")
+    if address == "local":
+        _start(world_size, runtime_env)
+    else:
+        _join_or_start(address, world_size, runtime_env)
+    _has_joined = True
     try:
         return _resource(world_size)
     except ConfigError:

@@ -78,6 +78,19 @@ def test_a_cluster_that_was_joined_before_is_kept(started, monkeypatch):
     assert started == []
 
 
+def test_too_few_places_leave_an_engine_its_cluster(started, monkeypatch):
+    """An engine that runs in the cluster must not lose it to one that can't start."""
+    offer(monkeypatch, CPU=2)
+    ray_cluster.connect(2)
+    joined = list(started)
+    monkeypatch.setattr(ray_cluster.ray, "is_initialized", lambda: True)
+    with pytest.raises(ConfigError, match="3 ranks"):
+        ray_cluster.connect(3)
+    assert started == joined
+    ray_cluster.leave()
+    assert started == [*joined, ("end",)]
+
+
 def test_slots_come_before_cpus(started, monkeypatch):
     monkeypatch.setattr(ray_cluster.ray, "is_initialized", lambda: True)
     offer(monkeypatch, CPU=64, vllm_cpu_slot=1)
