@@ -6,9 +6,11 @@ PYTHON ?= $(shell for python in python3 python3.12 python3.11; do \
 	2>/dev/null && echo $$python && break; done)
 BIN := .venv/bin
 # Each worker runs whole files, one engine at a time, on one thread. In the order of
-# collection the slow files, those with engines, come first.
+# collection the slow files, those with engines, come first. A worker that dies is not
+# replaced: its file would run again, and the run may then wait for ever.
 WORKERS ?= 2
-PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile \
+	--no-loadscope-reorder --max-worker-restart 0
 # Model Runner V2 and the Triton kernels, in Triton's interpreter.
 V2 := MEDUSA_TEST_RUNNER=v2
 # The next supported vLLM in front of the installed one.

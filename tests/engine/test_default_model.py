@@ -21,7 +21,7 @@ from tests.engine.support.prompts import chat_prompts
 from tests.runner import sample
 from vllm_medusa.default_model import heads_path, model_path
 
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(3000)]
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(1100)]
 
 COUNT, LENGTH = sample((72, 20), (6, 10))
 OPTIONS: dict[str, Any] = {
