@@ -23,7 +23,7 @@ from vllm_medusa.default_model import heads_path, model_path
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(1100)]
 
-COUNT, LENGTH = sample((72, 20), (6, 10))
+COUNT, LENGTH = sample((48, 16), (6, 10))
 OPTIONS: dict[str, Any] = {
     "max_model_len": 1024,
     "kv_cache_memory_bytes": 768 << 20,

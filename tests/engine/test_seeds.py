@@ -16,7 +16,7 @@ from tests.runner import sample
 
 pytestmark = pytest.mark.engine
 
-COUNT, LENGTH = sample(100, 24), 10
+COUNT, LENGTH = sample(100, 15), 10
 """Prompts at each temperature, and tokens of each answer."""
 TEMPERATURES = (0.0, 0.7, 1.0)
 FILTERS: tuple[dict[str, Any], ...] = (

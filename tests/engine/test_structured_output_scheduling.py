@@ -21,7 +21,7 @@ from tests.engine.support.grammars import (
     forbid_errors,
 )
 from tests.engine.support.parameters import Requests, compared
-from tests.runner import sample
+from tests.runner import sample, slow_on_v2
 
 pytestmark = pytest.mark.engine
 
@@ -88,7 +88,9 @@ def test_preemption(llama: TinyModel, prompts: list[list[int]], tmp_path: Path) 
         assert metrics(both.llm)["vllm:num_preemptions"] > 0
 
 
-@pytest.mark.parametrize("acceptance", ["typical", "rejection"])
+@pytest.mark.parametrize(
+    "acceptance", ["rejection", pytest.param("typical", marks=slow_on_v2)]
+)
 def test_schemes(llama: TinyModel, prompts: list[list[int]], acceptance: str) -> None:
     """What the grammar excludes has probability 0, which no scheme accepts."""
     tokenizer = AutoTokenizer.from_pretrained(llama.path)
