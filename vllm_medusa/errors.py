@@ -30,6 +30,10 @@ class OutputError(MedusaError):
     """A file or folder can't be written, or another process is writing there."""
 
 
+class QualityError(MedusaError):
+    """Training moved the backbone further from the original than its bounds allow."""
+
+
 def refuse_first(
     # (whether it is in use, its name and what to do)
     features: Iterable[tuple[bool, str]],

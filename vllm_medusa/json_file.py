@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reading JSON files that come from a user or from the internet."""
+"""Reading JSON files that come from a user or from the internet, and writing ours."""
 
 from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from vllm_medusa.errors import MedusaError, TreeError
+from vllm_medusa.files import atomic_path
 from vllm_medusa.reading import open_regular
 from vllm_medusa.wording import show
 
@@ -72,3 +75,33 @@ def parse_json(
         raise error(f"{what} is nested too deeply") from None
     except ValueError as problem:
         raise error(f"{what} is not valid JSON: {problem}") from None
+
+
+def write_json(path: Path, data: Mapping[str, Any]) -> None:
+    """Write an object as JSON, its lists of numbers on one line each; a reader never
+    meets half of it.
+
+    Raises:
+        OutputError: there is no room, or no permission to write.
+        ValueError: it holds a number that JSON has no word for.
+    """
+    with atomic_path(path) as temporary:
+        temporary.write_text(_dump(data, 0) + "\n", encoding="utf-8")
+
+
+def _dump(value: Any, level: int) -> str:
+    """JSON with indents for nested values, innermost lists on one line."""
+    flat = json.dumps(value, allow_nan=False)
+    nested = isinstance(value, dict) or (
+        isinstance(value, list) and any(isinstance(v, list | dict) for v in value)
+    )
+    if not nested or len(flat) + 2 * level <= 80:
+        return flat
+    pad, end = "  " * (level + 1), "  " * level
+    if isinstance(value, dict):
+        items = [f"{json.dumps(k)}: {_dump(v, level + 1)}" for k, v in value.items()]
+        left, right = "{", "}"
+    else:
+        items = [_dump(item, level + 1) for item in value]
+        left, right = "[", "]"
+    return f"{left}\n{pad}" + f",\n{pad}".join(items) + f"\n{end}{right}"

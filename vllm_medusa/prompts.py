@@ -1,29 +1,87 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Prompts to measure with: from a file, and as token ids of a user's turn."""
+"""Prompts: from files, and as the token ids that the chat template makes of them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from vllm_medusa.errors import ConfigError
 
+_MARK = "\u241fprompt\u241f"
+"""Stands for the user's text when the chat template's header is looked for."""
 
-def read_prompts(path: Path) -> tuple[str, ...]:
-    """Return the lines of a text file, without empty ones and `#` comments.
+
+def read_prompts(path: str | Path) -> tuple[str, ...]:
+    """Read prompts: a text file with one per line, or JSON lines (.jsonl, .json).
+
+    In a text file lines that begin with `#` are comments. A JSON line holds the text
+    under "prompt", or a list under "turns" of which the first is taken (the form of
+    MT-bench's questions). Blank lines are skipped.
 
     Raises:
-        ConfigError: the file can't be read or holds no prompt.
+        ConfigError: the file can't be read or holds no prompt, or a line is
+            malformed; names the line's number.
     """
-    try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-    except (OSError, ValueError) as error:  # a NUL byte, or no UTF-8
-        raise ConfigError(f"can't read the prompts from {path}: {error}") from None
-    prompts = tuple(line for line in lines if line and not line.startswith("#"))
+    file = Path(path)
+    if file.suffix in (".jsonl", ".json"):
+        prompts = tuple(
+            _prompt_of(record, where) for record, where in read_json_lines(file)
+        )
+    else:
+        lines = (line.strip() for _, line in _lines(file))
+        prompts = tuple(line for line in lines if not line.startswith("#"))
     if not prompts:
         raise ConfigError(f"{path} holds no prompt; write one a line")
     return prompts
+
+
+def read_json_lines(path: Path) -> Iterator[tuple[Any, str]]:
+    """Yield the value of each line that is not blank, and its place for messages.
+
+    Raises:
+        ConfigError: the file can't be read, or a line is not JSON.
+    """
+    for number, line in _lines(path):
+        where = f"{path}, line {number}"
+        try:
+            yield json.loads(line), where
+        except (ValueError, RecursionError) as error:
+            raise ConfigError(f"{where}: not JSON: {error}") from None
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    try:
+        with path.open(encoding="utf-8") as stream:
+            for number, line in enumerate(stream, start=1):
+                if line.strip():
+                    yield number, line
+    except (OSError, ValueError) as error:  # a NUL byte, or no UTF-8
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(f"can't read the prompts from {path}: {reason}") from None
+
+
+def _prompt_of(record: Any, where: str) -> str:
+    text = None
+    if isinstance(record, dict):
+        text = record.get("prompt")
+        turns = record.get("turns")
+        if text is None and isinstance(turns, list) and turns:
+            text = turns[0]
+    if not isinstance(text, str) or not text.strip():
+        raise ConfigError(
+            f'{where}: a prompt line is an object with a text "prompt" or a '
+            'non-empty list "turns"'
+        )
+    return text
+
+
+def normalised(prompt: str) -> str:
+    """`prompt` as it is compared with others: in lower case, with single spaces."""
+    return " ".join(prompt.lower().split())
 
 
 def user_turn_ids(tokenizer: Any, prompt: str) -> list[int]:
@@ -53,3 +111,58 @@ def conversation_ids(
             list(messages), add_generation_prompt=True, return_dict=False
         )
     )
+
+
+@dataclass(frozen=True)
+class UserHeader:
+    """Where the chat template puts a user's words.
+
+    Attributes:
+        token_ids: all before them: earlier turns, and the header of this one.
+        end: text right after them.
+    """
+
+    token_ids: list[int]
+    end: str
+
+
+def user_header(
+    tokenizer: Any, messages: Sequence[Mapping[str, str]] = ()
+) -> UserHeader:
+    """Return what frames the words of a user who speaks after `messages`.
+
+    Given the header, an instruction-tuned model writes a user's turn of its own and
+    ends it as the template does (Magpie, arXiv 2406.08464).
+
+    Raises:
+        ConfigError: the tokenizer has no chat template, or one that hides the text.
+    """
+    check_chat_template(tokenizer)
+    text = tokenizer.apply_chat_template(
+        [*messages, {"role": "user", "content": _MARK}],
+        add_generation_prompt=True,
+        tokenize=False,
+    )
+    head, mark, tail = text.rpartition(_MARK)
+    end = tail.strip().split("\n")[0]
+    if not mark or not end:
+        raise ConfigError(
+            "the chat template does not show where a user's text begins and ends, "
+            "so the model cannot write prompts: give prompts of your own"
+        )
+    # The template writes the token that begins a text itself, if there is one.
+    return UserHeader(list(tokenizer.encode(head, add_special_tokens=False)), end)
+
+
+def check_chat_template(tokenizer: Any) -> None:
+    """Refuse a tokenizer without a chat template.
+
+    Raises:
+        ConfigError: it has none.
+    """
+    if not getattr(tokenizer, "chat_template", None):
+        raise ConfigError(
+            f"the base model {getattr(tokenizer, 'name_or_path', '')!r} has no chat "
+            "template: choose an instruction-tuned model, or add "
+            "chat_template.jinja to its folder"
+        )

@@ -27,6 +27,7 @@ SUBCOMMANDS = (
     "convert",
     "plan",
     "tree",
+    "distill",
     "train",
     "calibrate",
     "evaluate",

@@ -13,7 +13,7 @@ from vllm_medusa.errors import ConfigError
 _FORM = (
     'a prompt line is an object with a text "prompt", a non-empty list "turns", or a '
     'list "messages" of {"role", "content"}, and may have a text "reference" and a '
-    'text "category"'
+    'text "category" (or "task")'
 )
 
 
@@ -25,11 +25,13 @@ class Prompt:
         name: unique among the prompts: its category and its number.
         messages: of the conversation to go on with, `{"role": …, "content": …}` each.
         reference: an answer to compare with, or None.
+        category: kind of task, or None.
     """
 
     name: str
     messages: tuple[dict[str, str], ...]
     reference: str | None = None
+    category: str | None = None
 
 
 def read_evaluation_prompts(path: Path) -> list[Prompt]:
@@ -37,7 +39,7 @@ def read_evaluation_prompts(path: Path) -> list[Prompt]:
 
     A line holds the text under "prompt", a list under "turns" of which the first is
     asked (the form of MT-bench's questions), or a conversation under "messages";
-    beside it "reference" and "category" where there are any.
+    beside it "reference" and "category", also called "task", where there are any.
 
     Raises:
         ConfigError: the file can't be read or is empty, or a line is malformed;
@@ -75,6 +77,7 @@ def default_prompts(per_category: int) -> list[Prompt]:
             question.name,
             _user_turn(question.turns[0]),
             references.get(question.number),
+            question.category,
         )
         for question in questions
     ]
@@ -90,8 +93,13 @@ def _parse(line: str, number: int, where: str) -> Prompt:
     messages = _messages(record)
     if messages is None:
         raise ConfigError(f"{where}: {_FORM}")
-    category = _text(record, "category", where) or "prompt"
-    return Prompt(f"{category}-{number}", messages, _text(record, "reference", where))
+    category = _text(record, "category", where) or _text(record, "task", where)
+    return Prompt(
+        f"{category or 'prompt'}-{number}",
+        messages,
+        _text(record, "reference", where),
+        category,
+    )
 
 
 def _messages(record: dict[str, Any]) -> tuple[dict[str, str], ...] | None:

@@ -38,13 +38,25 @@ class Answer:
 _FIELDS = {field.name for field in fields(Answer)}
 
 
+SHARDS = "answers-*.jsonl"
+"""Files of a folder that `vllm-medusa distill` filled."""
+
+
 def read_answers(path: str | Path) -> list[Answer]:
-    """Read a file of answers; keys that `Answer` does not know are ignored.
+    """Read a file of answers, or a folder of shards in the order of their names.
+
+    Keys that `Answer` does not know are ignored.
 
     Raises:
-        ConfigError: the file is missing or a line is malformed; names the line.
+        ConfigError: there is no such file, no shard in the folder, or a line is
+            malformed; names the line.
     """
     file = Path(path)
+    if file.is_dir():
+        shards = sorted(file.glob(SHARDS))
+        if not shards:
+            raise ConfigError(f"the folder {path} holds no {SHARDS}")
+        return [answer for shard in shards for answer in read_answers(shard)]
     if not file.is_file():
         raise ConfigError(f"answers file {path} does not exist")
     with file.open(encoding="utf-8") as stream:

@@ -13,22 +13,17 @@ from typing import Any
 
 import torch
 
+from vllm_medusa.distill.end_tokens import end_token_ids
+from vllm_medusa.distill.templates import template_prompt
+from vllm_medusa.distill.user_turns import WRITING_TEMPERATURES, UserWriter
 from vllm_medusa.errors import ConfigError
+from vllm_medusa.prompts import check_chat_template, user_turn_ids
 from vllm_medusa.train.answers import Answer
 from vllm_medusa.train.capture import WORKER_EXTENSION, assemble
-from vllm_medusa.train.prompts import (
-    check_chat_template,
-    prompt_token_ids,
-    template_prompt,
-    user_turn_frame,
-)
 from vllm_medusa.train.store import AnswerStore
 
-SHORTEST_PROMPT, LONGEST_PROMPT = 12, 700
-"""Characters; what the model writes outside these is rarely a usable prompt."""
-
-WRITING_TEMPERATURES = (0.8, 0.9, 1.0)
-"""Temperatures at which the model writes prompts, in turn."""
+LONGEST_WRITTEN_PROMPT = 110
+"""Tokens of a prompt that the model writes."""
 
 
 @dataclass(frozen=True)
@@ -109,6 +104,7 @@ class Generator:
         )
         self.tokenizer = self.llm.get_tokenizer()
         check_chat_template(self.tokenizer)
+        self._end_token_ids = end_token_ids(model, self.tokenizer)
 
     def close(self) -> None:
         """Shut the engine down and free its memory."""
@@ -119,15 +115,16 @@ class Generator:
         """Let the model write `count` user turns; the unusable ones are left out."""
         from vllm import SamplingParams
 
-        head, end = user_turn_frame(self.tokenizer)
-        sampling = SamplingParams(temperature=temperature, max_tokens=110, stop=[end])
-        outputs = self.llm.generate([head] * count, sampling, use_tqdm=False)
-        texts = [
-            output.outputs[0].text.strip()
-            for output in outputs
-            if output.outputs[0].finish_reason == "stop"
-        ]
-        return [t for t in texts if SHORTEST_PROMPT <= len(t) <= LONGEST_PROMPT]
+        writer = UserWriter(self.tokenizer, self._end_token_ids, LONGEST_WRITTEN_PROMPT)
+        header = writer.header(())
+        request = replace(writer.request(header, 0), temperature=temperature)
+        # The engine's own seed, so that each is another one.
+        sampling = SamplingParams(**(request.sampling() | {"seed": None}))
+        outputs = self.llm.generate(
+            [{"prompt_token_ids": header.token_ids}] * count, sampling, use_tqdm=False
+        )
+        texts = (writer.read(header, o.outputs[0].token_ids) for o in outputs)
+        return [text for text in texts if text is not None]
 
     def answer(
         self, prompts: Sequence[tuple[str, str]], temperature: float
@@ -145,7 +142,7 @@ class Generator:
         framed = [
             (prompt, source, ids)
             for prompt, source in prompts
-            if len(ids := prompt_token_ids(self.tokenizer, prompt)) <= room
+            if len(ids := user_turn_ids(self.tokenizer, prompt)) <= room
         ]
         sampling = SamplingParams(
             temperature=temperature,
@@ -200,7 +197,7 @@ class Generator:
         """The answer with its prompt's token ids."""
         if answer.prompt_token_ids:
             return answer
-        ids = prompt_token_ids(self.tokenizer, answer.prompt)
+        ids = user_turn_ids(self.tokenizer, answer.prompt)
         return replace(answer, prompt_token_ids=ids)
 
     def _run(

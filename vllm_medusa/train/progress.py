@@ -1,30 +1,46 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Progress bars in the terminal."""
+"""Showing how far a run has come."""
 
 from __future__ import annotations
 
 from types import TracebackType
+from typing import Protocol
 
+import rich.progress
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
-    Progress,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
 
 
-class RichProgress:
-    """One bar per stage; a context manager."""
+class Progress(Protocol):
+    """Shows how far a stage has come."""
 
-    def __init__(self) -> None:
-        self._bars = Progress(
+    def stage(self, name: str, total: int) -> None:
+        """Begin a stage of `total` units."""
+
+    def advance_to(self, done: int) -> None:
+        """The stage has done so many units."""
+
+
+class RichProgress:
+    """One bar per stage in the terminal; a context manager.
+
+    Args:
+        shown: without, there is nothing to see.
+    """
+
+    def __init__(self, shown: bool = True) -> None:
+        self._bars = rich.progress.Progress(
             TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
+            disable=not shown,
         )
         self._task = self._bars.add_task("", visible=False)
 

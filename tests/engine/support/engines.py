@@ -32,7 +32,7 @@ DEFAULTS: dict[str, Any] = {
 _alive: list[LLM] = []
 
 
-def _register_overrides_once() -> None:
+def register_overrides_once() -> None:
     """Work around vLLM 0.32: with numba imported, the second engine of a process dies
     where the platform replaces Triton kernels that it replaced already."""
     original = current_platform.register_triton_kernel_overrides
@@ -62,7 +62,7 @@ def engine(
     process groups that all engines of a process share: one at a time.
     """
     assert not _alive, "another engine of this process is still running"
-    _register_overrides_once()
+    register_overrides_once()
     if interpreter.is_installed():
         interpreter.adapt_vllm()
     arguments = {**DEFAULTS, "model": str(model), **options}
