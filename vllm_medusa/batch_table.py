@@ -12,7 +12,7 @@ BatchTable = tuple[tuple[int, int, int], ...]
 """(first, last, nodes): with first to last running requests, `nodes` nodes each."""
 
 TABLE_KEY = "num_speculative_tokens_per_batch_size"
-"""vLLM's name for the table, in `speculative_config` and in batch_table.json."""
+"""vLLM's name for the table, in `speculative_config` and in calibration.json."""
 
 _MOST = 2**31 - 1
 

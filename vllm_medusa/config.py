@@ -68,8 +68,9 @@ class MedusaConfig(BaseModel):
             shipped for the default model.
         revision: branch, tag or commit of the Hugging Face repository.
         num_heads: use only the first so many heads; None uses all.
-        tree: see `vllm_medusa.tree.parse_tree`; None takes tree.json beside the
-            heads, else the best tree for accuracies.json there, else a chain.
+        tree: see `vllm_medusa.tree.parse_tree`; None takes that of
+            calibration.json beside the heads, else tree.json there, else the best one
+            for accuracies.json, else a chain.
         num_speculative_tokens: cut the tree to its first so many nodes.
         acceptance: "exact", "rejection" or "typical", see
             `vllm_medusa.acceptance.Acceptance`; a request may ask for another.
@@ -80,7 +81,7 @@ class MedusaConfig(BaseModel):
             platform has.
         draft_vocab: use only the first so many entries of the heads' token_map.
         num_speculative_tokens_per_batch_size: nodes by number of running requests,
-            see `check_batch_table`; "auto" takes batch_table.json beside the heads
+            see `check_batch_table`; "auto" takes calibration.json beside the heads
             if there is one; None verifies the whole tree at any load.
 
     Raises:

@@ -23,6 +23,8 @@ _PREFIX = "medusa_"
 _NODES = "num_speculative_tokens"
 _POSSIBLE = {**POSSIBLE, _NODES: "a whole number, 0 for no tree at all"}
 KEYS = tuple(_PREFIX + name for name in _POSSIBLE)
+NODES_KEY = _PREFIX + _NODES
+"""Cuts a request's tree to its first (best) so many nodes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +65,7 @@ def max_nodes(params: SamplingParams | None) -> int | None:
     """Return `RequestOptions.max_nodes`, of a request whose options were checked."""
     if params is None or not params.extra_args:
         return None
-    nodes = params.extra_args.get(_PREFIX + _NODES)
+    nodes = params.extra_args.get(NODES_KEY)
     return nodes if type(nodes) is int and nodes >= 0 else None
 
 

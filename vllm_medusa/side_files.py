@@ -3,11 +3,12 @@
 
 ACCURACIES_FILE = "accuracies.json"
 TREE_FILE = "tree.json"
-BATCH_TABLE_FILE = "batch_table.json"
+CALIBRATION_FILE = "calibration.json"
 
 SIDE_FILES = {
-    ACCURACIES_FILE: "accuracy of each head and rank",
-    TREE_FILE: "token tree",
-    BATCH_TABLE_FILE: "nodes by number of running requests",
+    ACCURACIES_FILE: "accuracy of each head and rank, as training knows it",
+    TREE_FILE: "token tree, as training knows it",
+    CALIBRATION_FILE: "accuracies, tree and nodes by number of running requests",
 }
-"""Name of each file -> what it holds."""
+"""Name of each file -> what it holds. Where the last one and another tell the same,
+the last one counts."""

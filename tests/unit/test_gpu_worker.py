@@ -21,7 +21,7 @@ plugin.register()
 resolve_obj_by_qualname(WORKERS["cuda"])
 import vllm_medusa.attention.gpu_flash_attn
 import vllm_medusa.attention.gpu_triton_attn
-import vllm_medusa.calibration.worker
+import vllm_medusa.calibration.probe
 import vllm_medusa.runner.v2.model_runner
 
 assert "vllm.v1.worker.cpu.shm" not in sys.modules

@@ -93,7 +93,7 @@ for words in (
     ["convert", folder, folder + "-converted"],
     ["tree", "show", "chain:3"],
     ["tree", "show", "--heads", folder],
-    ["tree", "build", "--accuracies", accuracies, "--nodes", "3", "--output", "/x/x"],
+    ["tree", "build", "--accuracies", accuracies, "--nodes", "3", "--output", folder + "-tree"],
     ["plan", "vicuna-7b", folder],
     ["inspect", folder + "/none"],
     ["inspect", "./none"],

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Measure what a step costs and what it brings, through the real engine.
 
-The engine has been made with Medusa, a fixed tree, the worker extension of
-`vllm_medusa.calibration.worker`, and `disable_log_stats=False`.
+The engine has been made with Medusa, a fixed tree, no batch table, and
+`disable_log_stats=False`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 from statistics import median
 from typing import TYPE_CHECKING
 
-from vllm_medusa.calibration.looping import length_without_loop
+from vllm_medusa.calibration.accuracy import PlainAnswer
+from vllm_medusa.calibration.nodes import with_nodes
 from vllm_medusa.calibration.steps import Request, run_requests
 from vllm_medusa.calibration.table import speedups
 from vllm_medusa.errors import ConfigError
@@ -21,51 +22,45 @@ from vllm_medusa.errors import ConfigError
 if TYPE_CHECKING:
     from vllm import LLM
 
-# Steps that may still run with the node count of before, and be read late.
+# Steps after the last prompt's that are not timed.
 _SETTLING_STEPS = 3
 # Where the speed-ups of two node counts in a row are below this share of the best
 # one's, larger ones are not measured.
 _HOPELESS = 0.75
 
 
-def force_nodes(llm: LLM, nodes: int | None) -> None:
-    """Make every step draft `nodes` nodes (None: as the engine was configured)."""
-    llm.collective_rpc("force_nodes", args=(nodes,))
-
-
 def measure_tokens_per_step(
     llm: LLM,
-    prompts: Sequence[Sequence[int]],
-    node_counts: Sequence[int],
-    max_tokens: int,
+    answers: Sequence[PlainAnswer],
+    nodes: int,
+    *,
+    temperature: float,
+    seed: int,
     concurrency: int = 4,
-) -> dict[int, float]:
-    """Tokens per step by number of nodes, on greedy answers cut before they loop.
+) -> float:
+    """Tokens per step with trees of `nodes` nodes, on the answers' prompts and lengths.
 
-    `prompts` are token ids. Includes 0 nodes, whose figure is 1 by definition.
+    Greedy answers are those of plain decoding; drawn ones are, too, by their seeds,
+    which are those of `answer_plainly` if no prompt's answer was left out.
     """
-    force_nodes(llm, 0)
     requests = [
-        Request(str(index), list(prompt), max_tokens)
-        for index, prompt in enumerate(prompts)
+        Request(
+            str(index),
+            answer.prompt.token_ids,
+            len(answer.token_ids),
+            temperature=temperature,
+            seed=seed + index,
+            extra_args=with_nodes(nodes),
+        )
+        for index, answer in enumerate(answers)
     ]
-    plain = run_requests(llm, requests, concurrency)
-    lengths = {a.name: length_without_loop(a.token_ids) for a in plain.answers}
-    cut = [
-        Request(request.name, request.prompt_token_ids, max(2, lengths[request.name]))
-        for request in requests
-    ]
-    figures = {0: 1.0}
-    for nodes in node_counts:
-        if nodes:
-            force_nodes(llm, nodes)
-            figures[nodes] = run_requests(llm, cut, concurrency).tokens_per_step
-    force_nodes(llm, None)
-    return figures
+    return run_requests(llm, requests, concurrency).tokens_per_step
 
 
 class StepTimer:
-    """Times steps of a fixed number of running requests at changing node counts.
+    """Times steps of a fixed number of running requests with a number of nodes each.
+
+    Every reading starts new requests, so that all see the same context lengths.
 
     Args:
         llm: the engine, see the module's docstring.
@@ -81,37 +76,6 @@ class StepTimer:
         self._max_tokens = max_tokens
         self._started = 0
 
-    def start(self, requests: int) -> list[str]:
-        """Start requests that won't end by themselves; return once all have begun."""
-        from vllm import SamplingParams
-        from vllm.sampling_params import RequestOutputKind
-
-        engine = self._llm.llm_engine
-        force_nodes(self._llm, 0)
-        names = [f"timed-{self._started + index}" for index in range(requests)]
-        self._started += requests
-        for index, name in enumerate(names):
-            prompt = list(self._prompts[index % len(self._prompts)])
-            engine.add_request(
-                name,
-                {"prompt_token_ids": prompt},
-                SamplingParams(
-                    temperature=0.0,
-                    max_tokens=self._max_tokens,
-                    ignore_eos=True,
-                    output_kind=RequestOutputKind.DELTA,
-                ),
-            )
-        waiting = set(names)
-        while waiting:
-            waiting -= {output.request_id for output in engine.step()}
-        return names
-
-    def stop(self, names: Sequence[str]) -> None:
-        """Abort the requests of `start`."""
-        self._llm.llm_engine.abort_request(list(names))
-        force_nodes(self._llm, None)
-
     def step_seconds(self, requests: int, nodes: int, steps: int) -> float:
         """Median seconds of a step with `requests` running and `nodes` nodes each.
 
@@ -119,7 +83,7 @@ class StepTimer:
             ConfigError: the requests ended before so many steps could be timed.
         """
         engine = self._llm.llm_engine
-        force_nodes(self._llm, nodes)
+        names = self._start(requests, nodes)
         times: list[float] = []
         settling = _SETTLING_STEPS
         last = time.perf_counter()
@@ -138,7 +102,32 @@ class StepTimer:
                 else:
                     times.append(now - last)
             last = now
+        engine.abort_request(names)
         return median(times)
+
+    def _start(self, requests: int, nodes: int) -> list[str]:
+        """Start requests that won't end by themselves; return once all have begun."""
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        engine = self._llm.llm_engine
+        names = [f"timed-{self._started + index}" for index in range(requests)]
+        self._started += requests
+        params = SamplingParams(
+            temperature=0.0,
+            max_tokens=self._max_tokens,
+            ignore_eos=True,
+            detokenize=False,
+            extra_args=with_nodes(nodes),
+            output_kind=RequestOutputKind.DELTA,
+        )
+        for index, name in enumerate(names):
+            prompt = list(self._prompts[index % len(self._prompts)])
+            engine.add_request(name, {"prompt_token_ids": prompt}, params)
+        waiting = set(names)
+        while waiting:
+            waiting -= {output.request_id for output in engine.step()}
+        return names
 
 
 def measure_step_costs(
@@ -156,8 +145,8 @@ def measure_step_costs(
     """Median step seconds by number of requests, then by number of nodes.
 
     Node counts are timed in growing order until they are hopeless or a step would
-    have more than `max_rows` rows, then again in random orders; each repeat starts new
-    requests, so that every count sees the same context lengths on average.
+    have more than `max_rows` rows, then again in random orders, so that what the
+    machine does besides falls on all of them.
     """
     shuffle = random.Random(seed).shuffle
     costs: dict[int, dict[int, float]] = {}
@@ -169,14 +158,12 @@ def measure_step_costs(
             order = list(counts)
             if repeat:
                 shuffle(order)
-            names = timer.start(requests)
             for nodes in order:
                 seconds = timer.step_seconds(requests, nodes, steps)
                 samples.setdefault(nodes, []).append(seconds)
                 if repeat == 0 and _is_hopeless(samples, tokens_per_step):
                     counts = list(samples)
                     break
-            timer.stop(names)
         costs[requests] = {n: median(samples[n]) for n in sorted(samples)}
         timed = ", ".join(f"{n}: {1000 * s:.1f}" for n, s in costs[requests].items())
         progress(f"{requests} request(s), step ms by nodes: {timed}")

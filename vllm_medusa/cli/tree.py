@@ -9,7 +9,6 @@ from typing import Any
 
 from vllm_medusa.errors import ConfigError, TreeError
 from vllm_medusa.files import atomic_path
-from vllm_medusa.side_files import ACCURACIES_FILE
 from vllm_medusa.tree import (
     TokenTree,
     covers,
@@ -19,14 +18,13 @@ from vllm_medusa.tree import (
     optimal,
     parse_tree,
 )
+from vllm_medusa.tree.accuracies import Accuracies
 
 NAME = "tree"
 HELP = "draw a token tree, or build the best one for measured accuracies"
 
 SIZES = (1, 2, 4, 8, 16, 32, 64)
 """Numbers of nodes whose expected tokens per step `tree build` prints."""
-
-Accuracies = tuple[tuple[float, ...], ...]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -107,7 +105,9 @@ def _show(args: argparse.Namespace) -> int:
 
 
 def _chosen_tree(args: argparse.Namespace) -> tuple[TokenTree, Accuracies | None]:
-    given = None if args.accuracies is None else load_accuracies(args.accuracies)
+    given: Accuracies | None = None
+    if args.accuracies is not None:
+        given = load_accuracies(args.accuracies)
     if args.heads is None:
         if args.spec is None:
             raise ConfigError("tree show needs a tree, or --heads to show theirs")
@@ -117,7 +117,7 @@ def _chosen_tree(args: argparse.Namespace) -> tuple[TokenTree, Accuracies | None
     from vllm_medusa.checkpoint import load_heads
     from vllm_medusa.config import MedusaConfig
     from vllm_medusa.config_text import PREFIX
-    from vllm_medusa.tree.resolve import resolve_tree
+    from vllm_medusa.tree.resolve import accuracies_beside, resolve_tree
 
     if args.heads.startswith(PREFIX):
         config = MedusaConfig.parse(args.heads)
@@ -125,9 +125,8 @@ def _chosen_tree(args: argparse.Namespace) -> tuple[TokenTree, Accuracies | None
         config = MedusaConfig(heads=args.heads)
     checkpoint = load_heads(config.heads, config.revision, num_heads=config.num_heads)
     num_heads = checkpoint.spec.num_heads
-    beside = checkpoint.folder / ACCURACIES_FILE
-    if given is None and beside.exists():
-        given = load_accuracies(beside)
+    if given is None:
+        given = accuracies_beside(checkpoint.folder)
     if args.spec is None:
         return resolve_tree(config, checkpoint.folder, num_heads), given
     return parse_tree(args.spec, num_heads=num_heads, accuracies=given), given

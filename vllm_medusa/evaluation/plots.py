@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from vllm_medusa.calibration.spread import Spread
 from vllm_medusa.evaluation.records import Summary
 from vllm_medusa.evaluation.settings import PLAIN
-from vllm_medusa.files import atomic_path
+from vllm_medusa.plotting import save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -88,8 +88,7 @@ def _draw(path: Path, suite: str, summaries: Sequence[Summary]) -> None:
         axes.set(title=title, xlabel=label)
         axes.grid(alpha=0.3)
     figure.axes[0].legend(fontsize="small")
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=110)
+    save_figure(figure, path)
 
 
 def _draw_panel(

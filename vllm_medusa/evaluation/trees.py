@@ -8,15 +8,16 @@ the measurement; besides, what two processes happen to get of a machine would di
 from __future__ import annotations
 
 import copy
-
-from vllm_medusa.calibration.worker import ForcedNodes
+from typing import Any
 
 EXTENSION = "vllm_medusa.evaluation.trees.ChangingTrees"
 
 
-class ChangingTrees(ForcedNodes):
+class ChangingTrees:
     """Mixed into the worker class by vLLM (`WorkerWrapperBase.init_worker`); for
     Model Runner V1, whose scheduler takes as many drafts as the runner returns."""
+
+    model_runner: Any
 
     def use_tree(
         self, tree: str | list[list[int]], num_heads: int | None, num_nodes: int
@@ -43,4 +44,19 @@ class ChangingTrees(ForcedNodes):
         drafter.load_model(runner.get_model())
         runner.drafter = drafter
         runner._layouts = Layouts(drafter.tree, drafter.has_fixed_tree)
-        self.force_nodes(num_nodes)
+        self._cut(num_nodes)
+
+    def _cut(self, num_nodes: int) -> None:
+        """Draft at most `num_nodes` nodes, of which the scheduler does not know: on its
+        way into the runner, the number that it sends with every step is lowered."""
+        runner = self.model_runner
+        # Only ever on the instance: the class keeps the runner's own method.
+        vars(runner).pop("execute_model", None)
+        execute = runner.execute_model
+
+        def execute_model(scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
+            scheduled = scheduler_output.num_spec_tokens_to_schedule
+            scheduler_output.num_spec_tokens_to_schedule = min(num_nodes, scheduled)
+            return execute(scheduler_output, *args, **kwargs)
+
+        runner.execute_model = execute_model

@@ -16,11 +16,14 @@ from vllm_medusa.planning.heads import TreeBounds, find_heads
 from vllm_medusa.planning.memory import Heads, Settings, default_reserve
 from vllm_medusa.planning.speedup import Expectation, expect_tokens
 from vllm_medusa.planning.steps import Efficiency
-from vllm_medusa.side_files import ACCURACIES_FILE
 from vllm_medusa.tree import BeamTree, TokenTree, load_accuracies, optimal, parse_tree
 from vllm_medusa.tree.accuracies import Accuracies
 from vllm_medusa.tree.builders import chain, optimal_up_to, prior_accuracies
-from vllm_medusa.tree.resolve import MAX_DEFAULT_NODES, resolve_tree
+from vllm_medusa.tree.resolve import (
+    MAX_DEFAULT_NODES,
+    accuracies_beside,
+    resolve_tree,
+)
 
 _GPU_BLOCK, _CPU_BLOCK = 16, 128
 _PRIOR_RANKS = 10
@@ -176,9 +179,7 @@ def _config(options: Options) -> MedusaConfig:
 def _accuracies(options: Options, folder: Path | None) -> Accuracies | None:
     if options.accuracies is not None:
         return load_accuracies(options.accuracies)
-    if folder is not None and (folder / ACCURACIES_FILE).exists():
-        return load_accuracies(folder / ACCURACIES_FILE)
-    return None
+    return None if folder is None else accuracies_beside(folder)
 
 
 def _tree(

@@ -15,6 +15,9 @@ from vllm_medusa.wording import show
 Accuracies = Sequence[Sequence[float]]
 """accuracy[h][r]: probability that the guess of rank r of head h + 1 is right."""
 
+ACCURACY_KEY = "accuracy"
+"""Where a JSON file holds such a table."""
+
 _MAX_HEADS = 64
 # Rounding of a table written with few digits.
 _SUM_TOLERANCE = 1e-3
@@ -66,16 +69,17 @@ def _check_row(head: int, row: object) -> None:
 
 
 def load_accuracies(path: str | os.PathLike[str]) -> tuple[tuple[float, ...], ...]:
-    """Read accuracies.json: `{"accuracy": [[head 1 rank 0, rank 1, …], …], …}`.
+    """Read a file that holds accuracies, accuracies.json or calibration.json:
+    `{"accuracy": [[head 1 rank 0, rank 1, …], …], …}`.
 
     Raises:
         TreeError: the file is missing, is not such JSON, or the table is wrong.
     """
     data = read_json(path, "accuracies")
-    if not isinstance(data, dict) or "accuracy" not in data:
-        raise TreeError(f'accuracies file {path} lacks the key "accuracy"')
+    if not isinstance(data, dict) or ACCURACY_KEY not in data:
+        raise TreeError(f'accuracies file {path} lacks the key "{ACCURACY_KEY}"')
     try:
-        return check_accuracies(data["accuracy"])
+        return check_accuracies(data[ACCURACY_KEY])
     except TreeError as error:
         raise TreeError(f"accuracies file {path}: {error}") from None
 

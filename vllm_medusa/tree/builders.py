@@ -15,6 +15,9 @@ from vllm_medusa.tree.accuracies import Accuracies, check_accuracies
 from vllm_medusa.tree.token_tree import MAX_NODES, MAX_RANKS, NodePath, TokenTree
 from vllm_medusa.wording import show
 
+PATHS_KEY = "paths"
+"""Where a JSON object holds a tree."""
+
 
 def chain(num_nodes: int) -> TokenTree:
     """Return the chain of each head's best guess: parents 0, 1, 2, …
@@ -154,9 +157,9 @@ def from_file(path: str | os.PathLike[str]) -> TokenTree:
     """
     data = read_json(path, "tree")
     if isinstance(data, dict):
-        if "paths" not in data:
-            raise TreeError(f'tree file {path} lacks the key "paths"')
-        data = data["paths"]
+        if PATHS_KEY not in data:
+            raise TreeError(f'tree file {path} lacks the key "{PATHS_KEY}"')
+        data = data[PATHS_KEY]
     try:
         return from_list(data)
     except TreeError as error:

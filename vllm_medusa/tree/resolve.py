@@ -6,11 +6,11 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from vllm_medusa.batch_table import TABLE_KEY, check_batch_table
+from vllm_medusa.batch_table import TABLE_KEY
+from vllm_medusa.calibration.stored import Calibration, load_calibration
 from vllm_medusa.config import MedusaConfig, check_num_speculative_tokens
 from vllm_medusa.errors import ConfigError
-from vllm_medusa.json_file import read_json
-from vllm_medusa.side_files import ACCURACIES_FILE, BATCH_TABLE_FILE, TREE_FILE
+from vllm_medusa.side_files import ACCURACIES_FILE, CALIBRATION_FILE, TREE_FILE
 from vllm_medusa.tree.accuracies import Accuracies, load_accuracies, node_gains
 from vllm_medusa.tree.builders import chain, from_file, optimal, optimal_up_to
 from vllm_medusa.tree.specification import parse_tree
@@ -28,9 +28,10 @@ MAX_DEFAULT_NODES = 64
 def resolve_tree(config: MedusaConfig, folder: Path, num_heads: int) -> TokenTree:
     """Return the tree that `config` means for the heads in `folder`.
 
-    Without a tree in `config` it is tree.json in `folder`, without the nodes that
-    are too deep for the heads in use; else the best tree for accuracies.json there,
-    of the nodes worth at least `MIN_GAIN` each; else a chain over all heads.
+    Without a tree in `config` it is that of calibration.json in `folder`, else of
+    tree.json, without the nodes that are too deep for the heads in use; else the best
+    tree for the accuracies there, of the nodes worth at least `MIN_GAIN` each; else a
+    chain over all heads.
 
     Args:
         config: its tree, num_heads and num_speculative_tokens are used.
@@ -39,7 +40,7 @@ def resolve_tree(config: MedusaConfig, folder: Path, num_heads: int) -> TokenTre
 
     Raises:
         ConfigError: there are fewer heads or nodes than `config` asks for.
-        TreeError: the tree is not possible with these heads, or a file is damaged.
+        MedusaError: the tree is not possible with these heads, or a file is damaged.
     """
     if config.num_heads is not None:
         if config.num_heads > num_heads:
@@ -52,7 +53,7 @@ def resolve_tree(config: MedusaConfig, folder: Path, num_heads: int) -> TokenTre
     if config.tree is None:
         tree = _default_tree(folder, num_heads, limit)
     else:
-        accuracies = _accuracies_beside(folder)
+        accuracies = accuracies_beside(folder)
         tree = parse_tree(config.tree, num_heads=num_heads, accuracies=accuracies)
     check_num_speculative_tokens(limit, tree.num_nodes)
     return tree if limit is None else tree.truncate(limit)
@@ -63,26 +64,26 @@ def resolve_batch_table(
 ) -> list[tuple[int, int, int]] | None:
     """Return the nodes by number of running requests, or None for the whole tree.
 
-    "auto" takes batch_table.json in `folder`, if there is one, and lowers entries
-    that ask for more nodes than `tree` has.
+    "auto" takes that of calibration.json in `folder`, if there is one, and lowers
+    entries that ask for more nodes than `tree` has.
 
     Returns:
         Sorted `(first, last, nodes)` entries, as vLLM's scheduler takes them.
 
     Raises:
         ConfigError: the table of `config` asks for more nodes than `tree` has, or
-            batch_table.json is damaged.
+            calibration.json is damaged.
     """
     table = config.num_speculative_tokens_per_batch_size
     if table is None:
         return None
     if table == "auto":
-        path = folder / BATCH_TABLE_FILE
-        if not os.path.lexists(path):
+        calibration = calibration_beside(folder)
+        if calibration is None:
             return None
         return [
             (first, last, min(nodes, tree.num_nodes))
-            for first, last, nodes in _load_batch_table(path)
+            for first, last, nodes in calibration.table
         ]
     for first, last, nodes in table:
         if nodes > tree.num_nodes:
@@ -93,10 +94,37 @@ def resolve_batch_table(
     return list(table)
 
 
+def calibration_beside(folder: Path) -> Calibration | None:
+    """Return calibration.json of the heads in `folder`, None without one.
+
+    Raises:
+        MedusaError: it is damaged.
+    """
+    path = folder / CALIBRATION_FILE
+    return load_calibration(path) if os.path.lexists(path) else None
+
+
+def accuracies_beside(folder: Path) -> Accuracies | None:
+    """Return the accuracies of the heads in `folder`: those of calibration.json, else
+    of accuracies.json, else None.
+
+    Raises:
+        MedusaError: the file is damaged.
+    """
+    calibration = calibration_beside(folder)
+    if calibration is not None and calibration.accuracies is not None:
+        return calibration.accuracies
+    path = folder / ACCURACIES_FILE
+    return load_accuracies(path) if os.path.lexists(path) else None
+
+
 def _default_tree(folder: Path, num_heads: int, limit: int | None) -> TokenTree:
+    calibration = calibration_beside(folder)
+    if calibration is not None and calibration.tree is not None:
+        return calibration.tree.limit_depth(num_heads)
     if os.path.lexists(folder / TREE_FILE):
         return from_file(folder / TREE_FILE).limit_depth(num_heads)
-    accuracies = _accuracies_beside(folder)
+    accuracies = accuracies_beside(folder)
     if accuracies is None:
         return chain(num_heads)
     if limit is not None:
@@ -109,18 +137,3 @@ def _worthwhile(accuracies: Accuracies) -> TokenTree:
     # In falling order, so those that are worth it come first; keep one at least.
     gains = node_gains(tree, accuracies)[1:]
     return tree.truncate(max(1, sum(gain >= MIN_GAIN for gain in gains)))
-
-
-def _accuracies_beside(folder: Path) -> Accuracies | None:
-    path = folder / ACCURACIES_FILE
-    return load_accuracies(path) if os.path.lexists(path) else None
-
-
-def _load_batch_table(path: Path) -> tuple[tuple[int, int, int], ...]:
-    data = read_json(path, "batch table", ConfigError)
-    if not isinstance(data, dict) or TABLE_KEY not in data:
-        raise ConfigError(f'batch table file {path} lacks the key "{TABLE_KEY}"')
-    try:
-        return check_batch_table(data[TABLE_KEY])
-    except ConfigError as error:
-        raise ConfigError(f"batch table file {path}: {error}") from None

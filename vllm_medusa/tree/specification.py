@@ -120,7 +120,7 @@ def _build(
         if accuracies is None:
             raise TreeError(
                 f"{value} needs measured accuracies: give heads with an "
-                "accuracies.json beside them, or another tree"
+                "accuracies.json or calibration.json beside them, or another tree"
             )
         return optimal(accuracies, count)
     if _CARTESIAN.fullmatch(value):

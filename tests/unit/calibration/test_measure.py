@@ -23,24 +23,14 @@ class Timer:
 
     def __init__(self, cost: Callable[[int, int], float]) -> None:
         self.cost = cost
-        self.readings: Counter[tuple[int, int]] = Counter()
-        self.running: list[str] = []
-        self.orders: list[list[int]] = []
+        self.order: list[tuple[int, int]] = []
 
-    def start(self, requests: int) -> list[str]:
-        assert not self.running
-        self.running = [str(index) for index in range(requests)]
-        self.orders.append([])
-        return self.running
-
-    def stop(self, names: list[str]) -> None:
-        assert names == self.running
-        self.running = []
+    @property
+    def readings(self) -> Counter[tuple[int, int]]:
+        return Counter(self.order)
 
     def step_seconds(self, requests: int, nodes: int, steps: int) -> float:
-        assert len(self.running) == requests
-        self.readings[requests, nodes] += 1
-        self.orders[-1].append(nodes)
+        self.order.append((requests, nodes))
         return self.cost(requests, nodes)
 
 
@@ -55,8 +45,8 @@ def test_all_counts_are_read_in_every_repeat_while_they_are_cheap() -> None:
     costs = measure(timer, (1, 2), max_rows=64)
     assert costs == {b: dict.fromkeys((0, *COUNTS), 1.0) for b in (1, 2)}
     assert set(timer.readings.values()) == {3}
-    assert timer.orders[0] == sorted(timer.orders[0])
-    assert not timer.running
+    first = [nodes for _, nodes in timer.order[: len(COUNTS) + 1]]
+    assert first == [0, *COUNTS]
 
 
 def test_no_step_has_more_rows_than_allowed() -> None:
@@ -101,31 +91,45 @@ def test_the_median_forgives_an_outlier_and_the_table_follows() -> None:
 
 
 class ShortEngine:
-    """One request that ends after so many steps."""
+    """Requests that end after so many steps."""
 
     def __init__(self, steps: int) -> None:
-        self.left = steps
+        self.steps = self.left = steps
+        self.names: list[str] = []
+        self.nodes: set[int] = set()
+
+    def add_request(self, name: str, prompt: Any, params: Any) -> None:
+        self.names.append(name)
+        self.nodes.add(params.extra_args["medusa_num_speculative_tokens"])
+        self.left = self.steps
+
+    def abort_request(self, names: list[str]) -> None:
+        assert names == self.names
+        self.names, self.left = [], 0
 
     def has_unfinished_requests(self) -> bool:
         return self.left > 0
 
-    def step(self) -> list[str]:
+    def step(self) -> list[Any]:
         self.left -= 1
-        return ["output"]
+        return [SimpleNamespace(request_id=name) for name in self.names]
 
 
-def step_timer(steps: int) -> StepTimer:
-    llm: Any = SimpleNamespace(
-        llm_engine=ShortEngine(steps), collective_rpc=lambda name, args: None
-    )
-    return StepTimer(llm, [[1]], max_tokens=steps)
+def step_timer(engine: ShortEngine) -> StepTimer:
+    llm: Any = SimpleNamespace(llm_engine=engine)
+    return StepTimer(llm, [[1], [2, 3]], max_tokens=engine.steps)
 
 
-def test_requests_that_last_long_enough_are_timed() -> None:
-    # Three steps to settle, five to time.
-    assert step_timer(8).step_seconds(1, 0, 5) >= 0
+def test_every_reading_has_requests_of_its_own_with_their_nodes() -> None:
+    # The prompts' step, three steps to settle, five to time.
+    engine = ShortEngine(9)
+    timer = step_timer(engine)
+    for nodes in (0, 7):
+        assert timer.step_seconds(3, nodes, 5) >= 0
+        assert (engine.nodes, engine.names) == ({nodes}, [])
+        engine.nodes.clear()
 
 
 def test_requests_that_end_too_soon_are_an_error_and_no_endless_loop() -> None:
-    with pytest.raises(ConfigError, match=r"context of 7 tokens .* fewer --steps"):
-        step_timer(7).step_seconds(1, 0, 5)
+    with pytest.raises(ConfigError, match=r"context of 8 tokens .* fewer --steps"):
+        step_timer(ShortEngine(8)).step_seconds(1, 0, 5)

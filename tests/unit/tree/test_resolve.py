@@ -122,16 +122,32 @@ ROWS = [[1, 1, 16], [2, 4, 3], [5, 64, 0]]
 
 
 def test_batch_table_beside_the_heads_is_lowered_to_the_tree(tmp_path):
-    write(tmp_path, "batch_table.json", {KEY: ROWS, "machine": "x"})
+    write(tmp_path, "calibration.json", {KEY: ROWS, "machine": "x"})
     table = resolve_batch_table(config(), tmp_path, chain(5))
     assert table == [(1, 1, 5), (2, 4, 3), (5, 64, 0)]
 
 
 def test_no_batch_table(tmp_path):
     assert resolve_batch_table(config(), tmp_path, chain(5)) is None
-    write(tmp_path, "batch_table.json", {KEY: ROWS})
+    write(tmp_path, "calibration.json", {KEY: ROWS})
     fixed = config(num_speculative_tokens_per_batch_size=None)
     assert resolve_batch_table(fixed, tmp_path, chain(5)) is None
+
+
+def test_calibration_comes_before_what_training_knows(with_tree):
+    """Its tree and its accuracies, each if it has them."""
+    measured = [[0.2, 0.4], [0.1, 0.3]]
+    calibration = {KEY: ROWS}
+    write(with_tree, "calibration.json", calibration)
+    assert paths_of(resolve_tree(config(), with_tree, 3)) == PATHS
+    assert resolve_tree(config(tree="optimal:4"), with_tree, 3) == optimal(TABLE, 4)
+    calibration |= {"accuracy": measured, "paths": [[1], [1, 1], [0], [1, 1, 0]]}
+    write(with_tree, "calibration.json", calibration)
+    tree = resolve_tree(config(), with_tree, 3)
+    assert paths_of(tree) == calibration["paths"]
+    assert resolve_tree(config(num_heads=2), with_tree, 3) == tree.truncate(3)
+    chosen = resolve_tree(config(tree="optimal:4"), with_tree, 3)
+    assert chosen == optimal(measured, 4) != optimal(TABLE, 4)
 
 
 def test_chosen_batch_table_must_fit_the_tree(tmp_path):
@@ -142,16 +158,9 @@ def test_chosen_batch_table_must_fit_the_tree(tmp_path):
         resolve_batch_table(chosen, tmp_path, chain(5))
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ("[[1, 1, 4]]", f'lacks the key "{KEY}"'),
-        ("{}", f'lacks the key "{KEY}"'),
-        ("{", "not valid JSON"),
-        (f'{{"{KEY}": [[2, 3, 4]]}}', r"batch_table\.json: .* must start at 1"),
-    ],
-)
-def test_damaged_batch_table_is_an_error(tmp_path, content, message):
-    (tmp_path / "batch_table.json").write_text(content)
-    with pytest.raises(ConfigError, match=message):
-        resolve_batch_table(config(), tmp_path, chain(5))
+@pytest.mark.parametrize("resolve", [resolve_tree, resolve_batch_table])
+def test_damaged_calibration_is_an_error(tmp_path, resolve):
+    (tmp_path / "calibration.json").write_text("{")
+    last = 3 if resolve is resolve_tree else chain(5)
+    with pytest.raises(ConfigError, match=r"calibration.* not valid JSON"):
+        resolve(config(), tmp_path, last)
