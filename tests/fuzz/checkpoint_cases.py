@@ -28,7 +28,7 @@ from vllm_medusa.checkpoint import load_heads, safetensors_file
 from vllm_medusa.cli import convert, inspect
 from vllm_medusa.config import MedusaConfig
 from vllm_medusa.errors import MedusaError
-from vllm_medusa.tree import load_accuracies
+from vllm_medusa.tree import from_file, load_accuracies
 from vllm_medusa.tree.resolve import resolve_batch_table, resolve_tree
 
 MODULES = (
@@ -145,8 +145,10 @@ def run(case: Case) -> str:
     config = MedusaConfig(heads=str(path), num_heads=num_heads)
     tree = resolve_tree(config, checkpoint.folder, checkpoint.spec.num_heads)
     resolve_batch_table(config, checkpoint.folder, tree)
-    if os.path.lexists(checkpoint.folder / "accuracies.json"):
-        load_accuracies(checkpoint.folder / "accuracies.json")
+    # Where calibration.json tells the same, the engine does not read these.
+    for name, read in (("accuracies.json", load_accuracies), ("tree.json", from_file)):
+        if os.path.lexists(checkpoint.folder / name):
+            read(checkpoint.folder / name)
     written = io.TextIOWrapper(io.BytesIO(), "utf-8", "strict")
     if random.random() < 0.2:
         with contextlib.redirect_stdout(written):

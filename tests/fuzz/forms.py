@@ -30,8 +30,10 @@ _ACCURACIES = [[0.4, 0.2, 0.1], [0.3, 0.1, 0.05], [0.2, 0.1, 0.05]]
 _SIDE_FILES = {
     "accuracies.json": {"accuracy": _ACCURACIES},
     "tree.json": {"paths": [[0], [1], [0, 0], [0, 0, 0]]},
-    "batch_table.json": {
-        "num_speculative_tokens_per_batch_size": [[1, 2, 4], [3, 8, 1], [9, 9, 0]]
+    "calibration.json": {
+        "num_speculative_tokens_per_batch_size": [[1, 2, 4], [3, 8, 1], [9, 9, 0]],
+        "paths": [[0], [0, 0], [1], [0, 0, 0]],
+        "accuracy": _ACCURACIES,
     },
 }
 

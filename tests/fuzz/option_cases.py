@@ -61,14 +61,19 @@ _COMMANDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         (
             "--tree",
             "--batch-sizes",
+            "--nodes",
             "--margin",
             "--max-rows",
             "--steps",
             "--repeats",
             "--prompts",
+            "--by-task",
+            "--temperature",
             "--max-tokens",
             "--max-model-len",
+            "--seed",
             "--output",
+            "--plots",
         ),
     ),
     "evaluate": (
@@ -102,8 +107,15 @@ _COMMANDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
             "--intermediate-size",
             "--draft-vocab",
             "--tree-nodes",
+            "--stage",
             "--batch-size",
+            "--sequence-length",
+            "--hidden-states",
+            "--quantization",
+            "--mixed-precision",
+            "--gradient-accumulation-steps",
             "--learning-rate",
+            "--warmup",
             "--weight-decay",
             "--dropout",
             "--hard-weight",
@@ -167,6 +179,7 @@ def prepare(scratch: Path) -> None:
         ["inspect", "default"],
         ["evaluate", "--suite", "all", "--prompts", "prompts.jsonl"],
         ["plan", str(_scratch / "heads"), "default", "--json"],
+        ["calibrate", "none", str(_scratch / "heads"), "--plots", "plots"],
         ["tree", "show", "beam:5x3"],
     ):
         with contextlib.suppress(MedusaError):
@@ -183,7 +196,6 @@ def _stop_before_work() -> None:
         raise _ReachedError("the work would begin")
 
     calibrate._measure = stop
-    calibrate._check_runner = lambda: None
     measure.Measurement.run = stop  # type: ignore[method-assign]
     pipeline.train = stop
 

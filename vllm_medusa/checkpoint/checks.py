@@ -25,8 +25,8 @@ def check_dtype(name: str, dtype: torch.dtype | None, *, where: str) -> None:
         stated = "an unsupported dtype" if dtype is None else f"dtype {dtype}"
         names = ", ".join(str(kind).removeprefix("torch.") for kind in allowed)
         raise CheckpointError(
-            f"{where}: tensor {name!r} has {stated}; {names} are supported (heads "
-            "stay unquantised, also beside a quantised backbone)"
+            f"{where}: tensor {name!r} has {stated}; {names} are supported, and "
+            "float8_e4m3fn beside a weight_scale, as ModelOpt exports it"
         )
 
 

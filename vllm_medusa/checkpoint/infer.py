@@ -107,6 +107,9 @@ def is_unreduced_projection(name: str, shape: tuple[int, ...], spec: HeadsSpec) 
 
 def config_notes(spec: HeadsSpec, config: Mapping[str, Any]) -> list[str]:
     """Where the config contradicts the tensors; the tensors count."""
+    # ModelOpt has an object of its own in the base model's config.
+    own = config.get("medusa")
+    config = {**config, **own} if isinstance(own, dict) else config
     layer_keys: tuple[str, ...] = _LAYERS_KEYS
     if config.get("model_type") == "medusa":
         layer_keys = (*_LAYERS_KEYS, "num_hidden_layers")

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from vllm_medusa.checkpoint.checks import check_contents, check_dtype
+from vllm_medusa.checkpoint.fp8 import check_scale, dequantise, full_dtype
 from vllm_medusa.checkpoint.infer import (
     check_shapes,
     config_notes,
@@ -21,7 +22,7 @@ from vllm_medusa.checkpoint.infer import (
     is_unreduced_projection,
 )
 from vllm_medusa.checkpoint.locate import read_object, resolve_heads, weight_files
-from vllm_medusa.checkpoint.naming import map_names
+from vllm_medusa.checkpoint.naming import Naming, map_names
 from vllm_medusa.checkpoint.tensor_files import TensorFile, open_tensor_file
 from vllm_medusa.checkpoint.tensor_info import TensorInfo
 from vllm_medusa.checkpoint.torch_file import TorchFile
@@ -42,8 +43,8 @@ class HeadsCheckpoint:
 
     Attributes:
         spec: what the tensors are; the config is only a hint.
-        tensors: canonical name -> tensor on the CPU, in its stored dtype; exactly
-            the names of `spec.tensor_shapes()`.
+        tensors: canonical name -> tensor on the CPU, in its stored dtype (FP8: in that
+            of the other weights); exactly the names of `spec.tensor_shapes()`.
         path: the folder or file they were read from.
         format: a key of `vllm_medusa.checkpoint.naming.FORMATS`.
         base_model: the base model the config names, if it does.
@@ -61,7 +62,7 @@ class HeadsCheckpoint:
 
     @property
     def folder(self) -> Path:
-        """Where the files beside the heads lie (accuracies, tree, batch table)."""
+        """Where the files beside the heads lie (accuracies, tree, calibration)."""
         return self.path if self.path.is_dir() else self.path.parent
 
 
@@ -91,16 +92,13 @@ def load_heads(
     for note in opened.notes:
         logger.info("%s: %s", where, note)
     spec = _reduced(opened.spec, num_heads, draft_vocab, where)
-    stored_tensors = {
-        name: opened.sources[opened.stored[name]].read(opened.stored[name])
-        for name in spec.tensor_shapes()
-    }
+    stored_tensors = {name: opened.read(name) for name in spec.tensor_shapes()}
     check_contents(stored_tensors, spec, where=where)
     return HeadsCheckpoint(
         spec=spec,
         tensors=_reduce(stored_tensors, opened.spec, spec),
         path=path,
-        format=opened.format,
+        format=opened.naming.format,
         base_model=_base_model(opened.config),
         config=opened.config,
         notes=opened.notes,
@@ -131,11 +129,22 @@ class _Opened:
     spec: HeadsSpec
     # stored name -> file
     sources: dict[str, TensorFile]
-    # canonical name -> stored name
-    stored: Mapping[str, str]
-    format: str
+    naming: Naming
     config: dict[str, Any]
     notes: tuple[str, ...]
+    where: str
+
+    def read(self, name: str) -> torch.Tensor:
+        """Read the tensor of a canonical name, on the CPU."""
+        tensor = self._stored(self.naming.stored[name])
+        if name not in self.naming.scales:
+            return tensor
+        scale = self._stored(self.naming.scales[name])
+        dtype = full_dtype(self.config)
+        return dequantise(name, tensor, scale, dtype, where=self.where)
+
+    def _stored(self, name: str) -> torch.Tensor:
+        return self.sources[name].read(name)
 
 
 def _open(path: Path) -> _Opened:
@@ -150,13 +159,17 @@ def _open(path: Path) -> _Opened:
         canonical: sources[stored].infos[stored]
         for canonical, stored in naming.stored.items()
     }
+    for name, scale in naming.scales.items():
+        if name in infos:
+            check_scale(name, infos[name], sources[scale].infos[scale], where=where)
+            infos[name] = TensorInfo(infos[name].shape, full_dtype(config))
     for name, info in infos.items():
         check_dtype(name, info.dtype, where=where)
     spec = infer_spec(infos, config, where=where)
     check_shapes(infos, spec, where=where)
     _check_growth(infos, spec, files, where)
     notes = tuple(config_notes(spec, config))
-    return _Opened(spec, sources, naming.stored, naming.format, config, notes)
+    return _Opened(spec, sources, naming, config, notes, where)
 
 
 def _reduced(

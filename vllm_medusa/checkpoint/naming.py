@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+from vllm_medusa.checkpoint import modelopt
 from vllm_medusa.errors import CheckpointError
 from vllm_medusa.wording import show
 
@@ -46,10 +47,12 @@ class Naming:
     Attributes:
         format: a key of FORMATS.
         stored: canonical name -> name in the file.
+        scales: canonical name of a quantised weight -> name of its scale in the file.
     """
 
     format: str
     stored: dict[str, str]
+    scales: dict[str, str] = field(default_factory=dict)
 
 
 def is_heads_tensor(name: str) -> bool:
@@ -72,6 +75,7 @@ def map_names(
     prefixed = {m.group(1) for n in all_names if (m := _PREFIX.match(n)) is not None}
     own_names = [n for n in all_names if not prefixed or is_heads_tensor(n)]
     stored: dict[str, str] = {}
+    scales: dict[str, str] = {}
     projection_layer: dict[str, int] = {}
     unknown: list[str] = []
     for name in own_names:
@@ -86,6 +90,13 @@ def map_names(
             canonical = f"lm_heads.{match[1]}.weight"
             if canonical not in stored:
                 projection_layer[match[1]] = int(match[2])
+        elif "medusa_heads" in prefixed and modelopt.is_unused(short):
+            continue
+        elif "medusa_heads" in prefixed and (weight := modelopt.scaled_weight(short)):
+            scales[weight] = name
+            continue
+        elif "medusa_heads" in prefixed and (known := modelopt.canonical_name(short)):
+            canonical = known
         elif not _CANONICAL.fullmatch(short):
             unknown.append(name)
             continue
@@ -95,6 +106,14 @@ def map_names(
                 "tensor"
             )
         stored[canonical] = name
+    if "medusa_heads" in prefixed:
+        _refuse_other_schemes(unknown, where)
+        for name, twin in list(
+            modelopt.repeated_layers(stored, projection_layer, config)
+        ):
+            stored[name] = stored[twin]
+            if twin in scales:
+                scales[name] = scales[twin]
     if unknown:
         raise CheckpointError(
             f"{where}: {len(unknown)} tensors are not known parts of Medusa heads: "
@@ -107,7 +126,19 @@ def map_names(
     if config.get("original_lm_head") and projections == ["lm_heads.0.weight"]:
         # vLLM may keep the one matrix of all heads under head 0's name.
         stored["lm_head.weight"] = stored.pop("lm_heads.0.weight")
-    return Naming(_format(prefixed, stored, config, is_torch_file), stored)
+    return Naming(_format(prefixed, stored, config, is_torch_file), stored, scales)
+
+
+def _refuse_other_schemes(unknown: list[str], where: str) -> None:
+    others = [
+        name for name in unknown if modelopt.is_of_another_scheme(_PREFIX.sub("", name))
+    ]
+    if others:
+        raise CheckpointError(
+            f"{where}: the heads are quantised by a scheme that cannot be read "
+            f"({_some(others)}): FP8 with scales per tensor or row can; export the "
+            "heads so, or unquantised"
+        )
 
 
 def _check_projection_layers(

@@ -69,7 +69,7 @@ def save_heads(
     with exclusive(folder, wait=True):
         with atomic_path(folder / "model.safetensors") as temporary:
             mode = temporary.stat().st_mode
-            save_file(_unshared(tensors), temporary, metadata={"format": "pt"})
+            save_file(unshared(tensors), temporary, metadata={"format": "pt"})
             temporary.chmod(mode)  # save_file puts a private file in its place
         with atomic_path(folder / "config.json") as temporary:
             temporary.write_text(text, encoding="utf-8")
@@ -100,7 +100,7 @@ DESCRIBING_KEYS = frozenset(_describe(HeadsSpec(num_heads=1, hidden_size=1), Non
 """Keys of config.json that `save_heads` writes itself."""
 
 
-def _unshared(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def unshared(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Contiguous CPU tensors, each with a storage of its own."""
     result: dict[str, torch.Tensor] = {}
     for name, tensor in tensors.items():

@@ -160,7 +160,7 @@ def test_quantised_heads_beside_a_backbone(tmp_path):
     named = reference_names(canonical_tensors(), "medusa_heads.")
     named["medusa_heads.0.0.linear.weight_scale"] = torch.ones(1)
     write(tmp_path, "model.safetensors", backbone() | named)
-    refused(tmp_path, "medusa_heads.0.0.linear.weight_scale")
+    refused(tmp_path, "'blocks.0.layers.0.weight' has a scale but dtype")
 
 
 def test_too_many_heads(tmp_path):
