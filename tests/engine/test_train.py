@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -80,7 +81,10 @@ def test_base_without_chat_template_is_refused(tmp_path: Path) -> None:
 
 
 def test_command_writes_all_files_and_goes_on(
-    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    base: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("\n".join(f"tell me of {n} things" for n in range(60)))
@@ -96,6 +100,11 @@ def test_command_writes_all_files_and_goes_on(
         "--num-heads 2 --intermediate-size 32 --projection single --draft-vocab 64 "
         "--epochs 2 --batch-size 64 --tree-nodes 5 --seed 3"
     ).split()
+    assert main([*command, "--answers-only"]) == 0
+    assert f"answers written to {work}" in capsys.readouterr().out
+    assert not output.exists()
+    # From here on no engine starts.
+    monkeypatch.setattr("vllm_medusa.train.answering.Generator", None)
     assert main(command) == 0
 
     checkpoint = load_heads(output)
@@ -115,12 +124,33 @@ def test_command_writes_all_files_and_goes_on(
     assert len({answer.prompt for answer in answers}) == len(answers) == 60
     assert {answer.temperature for answer in answers} == {0.0, 0.7}
 
-    # again: nothing is left to do, no engine starts, the same heads come out
+    # again: nothing is left to do, the same heads come out
     before = (output / "model.safetensors").read_bytes()
-    monkeypatch.setattr("vllm_medusa.train.pipeline.Generator", None)
     assert main(command) == 0
     assert (output / "model.safetensors").read_bytes() == before
     assert len(AnswerStore(work / "answers").answers) == 60
+
+    # The same answers, their states by transformers.
+    live, live_work = tmp_path / "live", tmp_path / "live.work"
+    shutil.copytree(work / "evaluation", live_work / "evaluation")
+    assert (
+        main(
+            (
+                f"train {base} --output {live} --answers {work}/answers/answers.jsonl "
+                f"--evaluation-prompts {questions} --answer-tokens 24 "
+                "--max-model-len 256 --held-out 0.2 --num-heads 2 "
+                "--intermediate-size 32 --draft-vocab 64 --hidden-states live "
+                "--mixed-precision no --sequence-length 256 --batch-size 512"
+            ).split()
+        )
+        == 0
+    )
+    found = json.loads((live / "recipe.json").read_text())
+    assert found["compute"]["hidden_states"] == "live"
+    for name, report in recipe["measured"].items():
+        assert found["measured"][name]["positions"] == report["positions"]
+    assert found["data"]["training_tokens"] == recipe["data"]["training_tokens"]
+    assert not list((live_work / "answers").glob("hidden-*"))
 
 
 def test_missing_prompts_are_refused_before_the_engine_starts(
@@ -129,4 +159,4 @@ def test_missing_prompts_are_refused_before_the_engine_starts(
     missing = tmp_path / "none.txt"
     command = ["train", str(base), "--output", str(tmp_path / "heads")]
     assert main([*command, "--prompts", str(missing)]) == 2
-    assert f"error: prompts file {missing} does not exist" in capsys.readouterr().err
+    assert f"error: can't read the prompts from {missing}" in capsys.readouterr().err

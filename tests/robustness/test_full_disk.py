@@ -22,11 +22,12 @@ from vllm_medusa.cli.main import build_parser, main
 from vllm_medusa.errors import OutputError
 from vllm_medusa.files import atomic_path
 from vllm_medusa.heads.spec import HeadsSpec
+from vllm_medusa.json_file import write_json
 from vllm_medusa.train.answers import Answer
 from vllm_medusa.train.curve import draw_curve
-from vllm_medusa.train.publish import write_json
+from vllm_medusa.train.fit_options import FitOptions
 from vllm_medusa.train.store import AnswerStore
-from vllm_medusa.train.trainer import FitOptions, Trainer
+from vllm_medusa.train.trainer import Trainer
 
 ROOM = 64
 SPEC = HeadsSpec(num_heads=2, hidden_size=16, vocab_size=40, projection="shared")
@@ -51,7 +52,10 @@ def save_training(folder: Path, attempt: int) -> None:
     corpus, held_out = toy.corpus(10), toy.corpus(4, seed=9)
     # Other data each time: the state that is there is not gone on with.
     path = folder / "training.pt"
-    trainer = Trainer(toy.heads(), corpus, held_out, FIT, folder / "none.pt")
+    batches = toy.batches(corpus, FIT)
+    trainer = Trainer(
+        toy.heads(), batches, corpus.tokens, held_out, FIT, folder / "none.pt"
+    )
     trainer.checkpoint = path
     trainer.fit()
 

@@ -4,15 +4,19 @@
 from __future__ import annotations
 
 import argparse
-import sys
+import importlib
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from vllm_medusa.train.options import TrainOptions
+from vllm_medusa.cli import train_medusa2
 
 NAME = "train"
-HELP = "train Medusa heads for a frozen base model (Medusa-1)"
+HELP = "train Medusa heads for a base model"
+
+STAGES = {
+    "medusa1": "vllm_medusa.cli.train_medusa1",
+    "medusa2": "vllm_medusa.cli.train_medusa2",
+}
+"""Modules with `run(args) -> int`, by the value of --stage."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,7 +27,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         '"default" is the default model',
     )
     parser.add_argument(
-        "--output", type=Path, required=True, help="folder of the heads"
+        "--stage",
+        choices=tuple(STAGES),
+        default="medusa1",
+        help="medusa1: heads for a frozen base; medusa2: heads and base together",
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        required=True,
+        help="folder of the heads; with medusa2, of heads and backbone",
     )
     parser.add_argument(
         "--work",
@@ -34,6 +47,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_data_arguments(parser.add_argument_group("answers of the base model"))
     _add_heads_arguments(parser.add_argument_group("heads"))
     _add_fit_arguments(parser.add_argument_group("training"))
+    _add_compute_arguments(parser.add_argument_group("how the work is done"))
+    train_medusa2.add_arguments(parser.add_argument_group("stage medusa2 only"))
 
 
 # argparse's type of a group is private; it takes arguments as the parser does.
@@ -53,7 +68,14 @@ def _add_data_arguments(group: argparse._ArgumentGroup) -> None:
         action="append",
         default=[],
         metavar="FILE",
-        help="answers made earlier (an answers.jsonl) to be included; repeatable",
+        help="answers made earlier (an answers.jsonl, or what `distill` wrote) to be "
+        "included; repeatable. With it and without --prompts none are generated",
+    )
+    group.add_argument(
+        "--answers-only",
+        action="store_true",
+        help="stop once the answers are there; the same command without it, in several "
+        "processes if you like, goes on",
     )
     group.add_argument(
         "--tokens", type=int, default=1_000_000, help="answer tokens to train on"
@@ -127,8 +149,27 @@ def _add_heads_arguments(group: argparse._ArgumentGroup) -> None:
 
 def _add_fit_arguments(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--epochs", type=float, default=3.0)
-    group.add_argument("--batch-size", type=int, default=1024, help="tokens per step")
+    group.add_argument(
+        "--batch-size",
+        type=int,
+        default=1024,
+        help="tokens per step, of all processes together: answer tokens with cached "
+        "states, tokens of packed rows with live ones",
+    )
+    group.add_argument(
+        "--sequence-length",
+        type=int,
+        default=1024,
+        help="tokens of a packed row of live states",
+    )
     group.add_argument("--learning-rate", type=float, default=2e-3)
+    group.add_argument(
+        "--warmup",
+        type=float,
+        default=0.04,
+        metavar="SHARE",
+        help="share of the steps over which the learning rate rises; a cosine follows",
+    )
     group.add_argument("--weight-decay", type=float, default=0.01)
     group.add_argument("--dropout", type=float, default=0.0)
     group.add_argument(
@@ -156,80 +197,40 @@ def _add_fit_arguments(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--seed", type=int, default=0)
 
 
-def make_options(args: argparse.Namespace) -> TrainOptions:
-    """The options that the arguments stand for.
-
-    Raises:
-        ConfigError: a value is out of its range.
-    """
-    from vllm_medusa.train.generate import GenerateOptions
-    from vllm_medusa.train.options import HeadsOptions, TrainOptions
-    from vllm_medusa.train.trainer import FitOptions
-
-    model, base_name = args.model, None
-    if model == "default":
-        from vllm_medusa import default_model
-
-        model, base_name = str(default_model.model_path()), default_model.HUB_ID
-    return TrainOptions(
-        model=model,
-        base_name=base_name,
-        output=args.output,
-        work=args.work or args.output.with_name(f"{args.output.name}.work"),
-        prompts=tuple(args.prompts),
-        answers=tuple(args.answers),
-        evaluation_prompts=args.evaluation_prompts,
-        held_out=args.held_out,
-        tree_nodes=args.tree_nodes,
-        generate=GenerateOptions(
-            num_tokens=args.tokens,
-            temperatures=tuple(args.temperatures),
-            max_answer_tokens=args.answer_tokens,
-            round_size=args.round,
-            written_share=args.written_prompts,
-            dtype=args.generate_dtype,
-            max_model_len=args.max_model_len,
-            seed=args.seed,
-        ),
-        heads=HeadsOptions(
-            num_heads=args.num_heads,
-            num_layers=args.num_layers,
-            block=args.block,
-            intermediate_size=args.intermediate_size,
-            projection=args.projection,
-            rank=args.rank,
-            draft_vocab=args.draft_vocab,
-        ),
-        fit=FitOptions(
-            epochs=args.epochs,
-            batch_size=args.batch_size,
-            learning_rate=args.learning_rate,
-            weight_decay=args.weight_decay,
-            dropout=args.dropout,
-            hard_weight=args.hard_weight,
-            head_decay=args.head_decay,
-            sampled_vocab=args.sampled_vocab,
-            average=args.average,
-            seed=args.seed,
-        ),
+def _add_compute_arguments(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--hidden-states",
+        choices=("cached", "live"),
+        default="cached",
+        help="cached: those of vLLM's own run, kept on disk; live: the base model runs "
+        "along through transformers, frozen",
+    )
+    group.add_argument(
+        "--quantization",
+        choices=("4bit", "8bit"),
+        help="of a live base, by bitsandbytes",
+    )
+    group.add_argument(
+        "--mixed-precision",
+        choices=("bf16", "no"),
+        default="bf16",
+        help="bf16: products in bfloat16; the heads' weights are float32 either way",
+    )
+    group.add_argument(
+        "--gradient-accumulation-steps",
+        type=int,
+        default=1,
+        metavar="N",
+        help="parts in which a process does its share of a batch, to save memory",
+    )
+    group.add_argument(
+        "--fsdp",
+        action="store_true",
+        help="shard the heads, and a live base, over the processes that a launcher "
+        "starts (else each holds a copy)",
     )
 
 
 def run(args: argparse.Namespace) -> int:
     """Train, and print what was measured."""
-    from vllm_medusa.train.pipeline import train
-    from vllm_medusa.train.progress import RichProgress
-
-    options = make_options(args)
-    with RichProgress() as progress:
-        recipe = train(options, progress, ["vllm-medusa", *sys.argv[1:]])
-    for name, report in recipe["measured"].items():
-        print(f"{name}, before loops ({report['positions_before_loops']} positions):")
-        for head, row in enumerate(report["accuracy_before_loops"], start=1):
-            tops = "  ".join(f"top-{n} {sum(row[:n]):.3f}" for n in (1, 2, 3, 5, 8))
-            print(f"  head {head}: {tops}")
-        steps = report["tokens_per_step_before_loops"]
-        print("  tokens per step: ", end="")
-        print(", ".join(f"{tree} {value:.2f}" for tree, value in steps.items()))
-    print(f"heads written to {options.output}")
-    return 0
+    return int(importlib.import_module(STAGES[args.stage]).run(args))

@@ -5,8 +5,11 @@
 goes on where it stopped:
 
 1. answers: prompts are answered by the base model through vLLM, and the hidden
-   state behind every answer token is kept (`generate`, `capture`, `answers`);
-2. heads: fitted to those hidden states (`trainer`, `heads`, `loss`, `batches`);
+   state behind every answer token is kept (`answering`, `generate`, `capture`,
+   `store`);
+2. heads: fitted to those hidden states, or to the ones that the base model computes
+   along (`data`, `cached_batches`, `live_batches`, `trainer`, `step`, `heads_loss`),
+   in one process or many (`processes`, `sharding`);
 3. measure: accuracy per head and rank on answers never trained on (`measure`);
 4. write: checkpoint, accuracies, tree, curve and recipe (`publish`, `curve`).
 """

@@ -1,33 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What training needs of the frozen base model besides its hidden states."""
+"""The architecture of heads that fit a base model."""
 
 from __future__ import annotations
 
 import torch
 
-from vllm_medusa.errors import CheckpointError, ConfigError
+from vllm_medusa.errors import ConfigError
 from vllm_medusa.heads.spec import HeadsSpec
 from vllm_medusa.train.options import HeadsOptions
-
-
-def read_lm_head(model: str) -> torch.Tensor:
-    """The base model's LM head, [V, H] bfloat16.
-
-    Raises:
-        CheckpointError: the model can't be loaded or has no LM head.
-    """
-    from transformers import AutoModelForCausalLM
-
-    try:
-        base = AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"base model {model!r} cannot be loaded: {error}"
-        ) from error
-    head = base.get_output_embeddings()
-    if head is None:
-        raise CheckpointError(f"base model {model!r} has no LM head")
-    return head.weight.detach().clone()
 
 
 def make_spec(options: HeadsOptions, lm_head: torch.Tensor) -> HeadsSpec:

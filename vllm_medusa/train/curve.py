@@ -7,18 +7,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vllm_medusa.errors import ConfigError
-from vllm_medusa.files import atomic_path
+from vllm_medusa import plotting
 
 
 def check_matplotlib() -> None:
     """Raise ConfigError if matplotlib is missing: better before hours of training."""
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError:
-        raise ConfigError(
-            "the training curve needs matplotlib: pip install 'vllm-medusa[train]'"
-        ) from None
+    plotting.check_matplotlib("the training curve")
 
 
 def draw_curve(history: Sequence[Mapping[str, Any]], path: Path) -> None:
@@ -45,5 +39,4 @@ def draw_curve(history: Sequence[Mapping[str, Any]], path: Path) -> None:
         ax.grid(alpha=0.3)
     axes[1].set_ylim(bottom=0)
     axes[0].legend()
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=90)
+    plotting.save_figure(figure, path)

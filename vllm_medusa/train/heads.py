@@ -7,6 +7,8 @@ function from them one head at a time.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -132,20 +134,36 @@ class TrainableHeads(nn.Module):
         self, states: torch.Tensor, ids: torch.Tensor | None = None
     ) -> torch.Tensor:
         """Scores of the draft tokens `ids` (all if None), in the compute dtype."""
-        dtype = self.compute_dtype
+        states, rows = self.projected(states)
+        rows = (rows if ids is None else rows[..., ids, :]).to(self.compute_dtype)
+        if rows.dim() == 3:
+            return torch.bmm(states, rows.transpose(1, 2))
+        flat = states.reshape(-1, states.shape[-1]) @ rows.T
+        return flat.view(*states.shape[:2], -1)
+
+    # states: [K, B, H]; lm_head: [V, H]
+    def projected(
+        self, states: torch.Tensor, lm_head: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The last product's two factors, for losses over chunks of the vocabulary.
+
+        Args:
+            states: from `states`.
+            lm_head: the base model's as it is now, which "shared" heads project with;
+                None: as it was when the heads were made.
+
+        Returns:
+            [K, B, n] in the compute dtype, and [Vd, n] for all heads or [K, Vd, n],
+            n being H or the rank; with gradients for weights and `lm_head`.
+        """
         kind = self.spec.projection
-        if kind in ("shared", "single"):
-            rows = self.base_rows if kind == "shared" else self.projection["weight"]
-            rows = rows if ids is None else rows[ids]
-            flat = states.reshape(-1, self.spec.hidden_size) @ rows.to(dtype).T
-            return flat.view(*states.shape[:2], -1)
+        if kind == "shared":
+            rows = self.base_rows if lm_head is None else lm_head[self.token_map]
+            return states, rows
         if kind == "low_rank":
-            states = torch.bmm(
-                states, self.projection["down"].to(dtype).transpose(1, 2)
-            )
-        rows = self.projection["up" if kind == "low_rank" else "weight"]
-        rows = rows if ids is None else rows[:, ids]
-        return torch.bmm(states, rows.to(dtype).transpose(1, 2))
+            down = self.projection["down"].to(self.compute_dtype)
+            return torch.bmm(states, down.transpose(1, 2)), self.projection["up"]
+        return states, self.projection["weight"]
 
     # hidden: [B, H] -> [B, S]
     def base_logits(self, hidden: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
@@ -155,20 +173,29 @@ class TrainableHeads(nn.Module):
     @torch.no_grad()
     def tensors(self, dtype: torch.dtype = torch.bfloat16) -> dict[str, torch.Tensor]:
         """The canonical tensors, as `spec.tensor_shapes()` names them."""
-        tensors: dict[str, torch.Tensor] = {}
-        for key, stacked in self.blocks.items():
-            layer, name = key.split("_", 1)
-            kind, prefix = "layers", f".{name.replace('_', '.')}"
-            if name.startswith("norm_"):
-                kind, prefix = "norms", f".{name.removeprefix('norm_')}"
-            for head, value in enumerate(stacked):
-                tensors[f"blocks.{head}.{kind}.{layer}{prefix}"] = value.to(dtype)
-        if self.spec.projection == "single":
-            tensors["lm_head.weight"] = self.projection["weight"].to(dtype)
-        else:
-            for part, stacked in self.projection.items():
-                infix = "" if part == "weight" else f"{part}."
-                for head, value in enumerate(stacked):
-                    tensors[f"lm_heads.{head}.{infix}weight"] = value.to(dtype)
+        tensors = {name: view.to(dtype) for name, view in self._canonical_views()}
         tensors["token_map"] = self.token_map.clone()
         return {name: value.contiguous() for name, value in tensors.items()}
+
+    @torch.no_grad()
+    def load_tensors(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Take the weights of canonical tensors of this spec."""
+        for name, view in self._canonical_views():
+            view.copy_(tensors[name])
+
+    def _canonical_views(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Canonical names with the part of the stacked weights that each stands for."""
+        for key, stacked in self.blocks.items():
+            layer, name = key.split("_", 1)
+            kind, suffix = "layers", f".{name.replace('_', '.')}"
+            if name.startswith("norm_"):
+                kind, suffix = "norms", f".{name.removeprefix('norm_')}"
+            for head, view in enumerate(stacked):
+                yield f"blocks.{head}.{kind}.{layer}{suffix}", view
+        if self.spec.projection == "single":
+            yield "lm_head.weight", self.projection["weight"]
+            return
+        for part, stacked in self.projection.items():
+            infix = "" if part == "weight" else f"{part}."
+            for head, view in enumerate(stacked):
+                yield f"lm_heads.{head}.{infix}weight", view

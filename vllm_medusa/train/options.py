@@ -8,8 +8,9 @@ from pathlib import Path
 
 from vllm_medusa.errors import ConfigError
 from vllm_medusa.heads.spec import MAX_HEADS, BlockKind, ProjectionKind
+from vllm_medusa.train.compute_options import ComputeOptions
+from vllm_medusa.train.fit_options import FitOptions
 from vllm_medusa.train.generate import GenerateOptions
-from vllm_medusa.train.trainer import FitOptions
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,8 @@ class TrainOptions:
         base_name: what the files call the base model; None: `model`.
         prompts: files of prompts; without any, prompts are written by the model
             and by templates.
-        answers: files of answers made earlier, to be included.
+        answers: files of answers made earlier, to be included; with them and without
+            prompts none are generated.
         evaluation_prompts: file of prompts to measure on, answered greedily in
             float32 and never trained on.
         held_out: share of the prompts whose answers are not trained on.
@@ -64,6 +66,7 @@ class TrainOptions:
         generate: how answers are made.
         heads: what is trained.
         fit: how it is trained.
+        compute: how the arithmetic is done.
 
     Raises:
         ConfigError: a value is out of its range.
@@ -81,6 +84,7 @@ class TrainOptions:
     generate: GenerateOptions = field(default_factory=GenerateOptions)
     heads: HeadsOptions = field(default_factory=HeadsOptions)
     fit: FitOptions = field(default_factory=FitOptions)
+    compute: ComputeOptions = field(default_factory=ComputeOptions)
 
     def __post_init__(self) -> None:
         if not 0 < self.held_out < 1:
@@ -89,3 +93,11 @@ class TrainOptions:
             )
         if self.tree_nodes < 1:
             raise ConfigError(f"tree_nodes must be at least 1: {self.tree_nodes}")
+        self.rows_per_batch  # noqa: B018 (it refuses what can't be)
+
+    @property
+    def rows_per_batch(self) -> int:
+        """Runs of answer tokens, or packed rows, that make up a batch."""
+        fit = self.fit
+        live = self.compute.is_live
+        return fit.rows_per_step(fit.sequence_length if live else fit.run_length)

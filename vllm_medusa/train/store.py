@@ -50,12 +50,18 @@ class AnswerStore:
     last line is a leftover and removed, as is a half-written line; answers without
     a shard (from another file) are listed by `ranges_without_states`.
 
+    Args:
+        folder: made if need be.
+        keep_states: whether states are wanted; without, those given are dropped and
+            none are missing.
+
     Raises:
         ConfigError: a line of answers.jsonl is malformed.
     """
 
-    def __init__(self, folder: str | Path) -> None:
+    def __init__(self, folder: str | Path, *, keep_states: bool = True) -> None:
         self.folder = Path(folder)
+        self.keep_states = keep_states
         self.folder.mkdir(parents=True, exist_ok=True)
         self.path = self.folder / "answers.jsonl"
         cut_partial_line(self.path)
@@ -76,7 +82,7 @@ class AnswerStore:
         if not answers:
             return
         begin = len(self.answers)
-        if hidden is not None:
+        if hidden is not None and self.keep_states:
             self._write_shard(begin, answers, hidden)
         append_answers(self.path, answers)
         self.answers.extend(answers)
@@ -87,7 +93,9 @@ class AnswerStore:
         self._write_shard(begin, answers, hidden)
 
     def ranges_without_states(self, size: int) -> list[tuple[int, int]]:
-        """Ranges [begin, end) of at most `size` answers that no shard covers."""
+        """Ranges [begin, end) of at most `size` answers whose states are missing."""
+        if not self.keep_states:
+            return []
         missing: list[tuple[int, int]] = []
         position = 0
         for begin, end in [*self._shards(), (len(self.answers), len(self.answers))]:

@@ -6,14 +6,12 @@ import pytest
 import torch
 
 from tests.unit.train import toy
-from vllm_medusa.errors import CheckpointError, ConfigError, MedusaError
-from vllm_medusa.train.answers import Answer
-from vllm_medusa.train.base import make_spec, read_lm_head
+from vllm_medusa.errors import MedusaError
+from vllm_medusa.json_file import write_json
+from vllm_medusa.train.base import make_spec
 from vllm_medusa.train.curve import draw_curve
 from vllm_medusa.train.options import HeadsOptions, TrainOptions
-from vllm_medusa.train.pipeline import mean_table, measure_all, split
-from vllm_medusa.train.publish import write_json
-from vllm_medusa.train.store import AnswerStore
+from vllm_medusa.train.pipeline import mean_table, measure_all
 
 
 def options(folder: Path, **changes: object) -> TrainOptions:
@@ -24,45 +22,6 @@ def options(folder: Path, **changes: object) -> TrainOptions:
         "held_out": 0.3,
     }
     return TrainOptions(**(values | changes))  # type: ignore[arg-type]
-
-
-def filled_store(folder: Path, prompts: list[str]) -> AnswerStore:
-    store = AnswerStore(folder)
-    answers = [Answer(prompt, [i, i], [1]) for i, prompt in enumerate(prompts)]
-    store.add(answers, [torch.zeros(2, 4) for _ in answers])
-    return store
-
-
-def test_a_prompt_is_on_one_side_only(tmp_path: Path) -> None:
-    prompts = [f"prompt {n % 50}" for n in range(100)]
-    store = filled_store(tmp_path / "store", prompts)
-    corpus, held_out, counts = split(store, options(tmp_path))
-    trained = {prompts[token] for token in corpus.tokens}
-    kept = {prompts[token] for token in held_out.tokens}
-    assert not trained & kept
-    assert len(trained | kept) == 50
-    assert 0.1 < len(held_out) / 200 < 0.5
-    assert counts["training_tokens"] == len(corpus)
-    assert counts["training_answers"] == len(corpus) // 2
-
-
-def test_evaluation_prompts_are_never_trained_on(tmp_path: Path) -> None:
-    prompts = [f"prompt {n}" for n in range(40)]
-    questions = tmp_path / "questions.txt"
-    # written a little differently
-    questions.write_text("\n".join(f"  Prompt  {n}" for n in range(0, 40, 2)))
-    store = filled_store(tmp_path / "store", prompts)
-    asked = options(tmp_path, evaluation_prompts=questions)
-    corpus, held_out, counts = split(store, asked)
-    used = set(corpus.tokens.tolist()) | set(held_out.tokens.tolist())
-    assert used == set(range(1, 40, 2))
-    assert counts["excluded_answers"] == 20
-
-
-def test_too_few_answers_are_refused(tmp_path: Path) -> None:
-    store = filled_store(tmp_path / "store", ["only one"])
-    with pytest.raises(ConfigError, match="too few"):
-        split(store, options(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -85,11 +44,6 @@ def test_too_few_answers_are_refused(tmp_path: Path) -> None:
 def test_impossible_options_are_refused(make, message: str) -> None:
     with pytest.raises(MedusaError, match=message):
         make()
-
-
-def test_missing_base_model_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="cannot be loaded"):
-        read_lm_head(str(tmp_path / "none"))
 
 
 def test_measures_of_perfect_heads() -> None:

@@ -3,13 +3,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 
 from tests.unit.train import toy
 from vllm_medusa.errors import ConfigError
-from vllm_medusa.train.batches import BatchSampler
+from vllm_medusa.train.fit_options import FitOptions
 from vllm_medusa.train.measure import rank_of_truth, top_1
-from vllm_medusa.train.trainer import FitOptions, Trainer
+from vllm_medusa.train.trainer import Trainer
 
 OPTIONS = FitOptions(
     epochs=6,
@@ -29,9 +28,11 @@ class InterruptionError(Exception):
 
 
 def trainer(folder: Path, options: FitOptions = OPTIONS, answers: int = 40) -> Trainer:
+    corpus = toy.corpus(answers)
     return Trainer(
         toy.heads(dropout=options.dropout),
-        toy.corpus(answers),
+        toy.batches(corpus, options),
+        corpus.tokens,
         toy.corpus(10, seed=9),
         options,
         folder / "training.pt",
@@ -108,52 +109,10 @@ def test_learning_rate_rises_then_falls(tmp_path: Path) -> None:
     assert rates[-1] < 0.05 * OPTIONS.learning_rate
 
 
-def test_only_tokens_of_the_same_answer_are_targets() -> None:
-    corpus = toy.corpus(6, 10)
-    sampler = BatchSampler(corpus, num_heads=3, batch_size=64, run_length=8, seed=2)
-    seen = 0
-    for step in range(3 * sampler.steps_per_epoch):
-        batch = sampler.batch(step)
-        runs, size, _ = batch.hidden.shape
-        assert batch.tokens.shape == (runs, size) == (7, 8 + 3)
-        for head in range(3):
-            for run in range(runs):
-                # the toy's states tell their token, and so their row in the corpus
-                for i in range(8):
-                    if batch.valid[head, run, i]:
-                        seen += 1
-                        window = batch.tokens[run, i : i + head + 2]
-                        assert _stands_in_one_answer(corpus, window)
-    # 10 - 1, 10 - 2, 10 - 3 targets in each of 6 answers; the cut at the end of
-    # an epoch loses less than a run of each
-    assert 0.7 < seen / (3 * 6 * (9 + 8 + 7)) <= 1
-
-
-def _stands_in_one_answer(corpus: toy.Corpus, window: torch.Tensor) -> bool:
-    size = len(window)
-    return any(
-        answer[start : start + size].equal(window)
-        for answer in corpus.tokens.view(-1, 10)
-        for start in range(10 - size + 1)
-    )
-
-
-def test_each_epoch_deals_every_run_once_in_a_new_order() -> None:
-    corpus = toy.corpus(8, 16)
-    sampler = BatchSampler(corpus, num_heads=1, batch_size=32, run_length=16, seed=0)
-    assert sampler.steps_per_epoch == 4
-    epochs = []
-    for epoch in (0, 1):
-        steps = range(4 * epoch, 4 * epoch + 4)
-        epochs.append(torch.cat([sampler.batch(s).tokens[:, :16] for s in steps]))
-    assert sorted(epochs[0].tolist()) == sorted(corpus.tokens.view(8, 16).tolist())
-    assert epochs[0].tolist() != epochs[1].tolist()
-
-
 @pytest.mark.parametrize(
     ("name", "value"),
     [("epochs", 0), ("hard_weight", 1.5), ("learning_rate", -1.0), ("batch_size", 100)],
 )
 def test_impossible_options_are_refused(name: str, value: float) -> None:
     with pytest.raises(ConfigError, match=name):
-        replace(FitOptions(), **{name: value})
+        replace(FitOptions(), **{name: value}).rows_per_step(32)

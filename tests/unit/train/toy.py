@@ -6,6 +6,8 @@ from __future__ import annotations
 import torch
 
 from vllm_medusa.heads.spec import HeadsSpec
+from vllm_medusa.train.cached_batches import CachedBatches
+from vllm_medusa.train.fit_options import FitOptions
 from vllm_medusa.train.heads import TrainableHeads
 from vllm_medusa.train.store import Corpus
 
@@ -56,4 +58,15 @@ def heads(heads_spec: HeadsSpec | None = None, dropout: float = 0.0) -> Trainabl
         lm_head(),
         compute_dtype=torch.float32,
         dropout=dropout,
+    )
+
+
+def batches(corpus: Corpus, options: FitOptions, num_heads: int = 2) -> CachedBatches:
+    """What a trainer of two heads trains on."""
+    return CachedBatches(
+        corpus,
+        num_heads=num_heads,
+        rows_per_batch=options.rows_per_step(options.run_length),
+        run_length=options.run_length,
+        seed=options.seed,
     )
