@@ -39,9 +39,7 @@ TREES: dict[str, tuple[dict[str, Any], int]] = {
 }
 
 
-@pytest.mark.parametrize(
-    "name", sample(TREES, ("chain", "published", "first nodes"))
-)
+@pytest.mark.parametrize("name", sample(TREES, ("chain", "published", "first nodes")))
 def test_tree(
     llama: TinyModel, prompts: list[list[int]], plain: list[list[int]], name: str
 ) -> None:

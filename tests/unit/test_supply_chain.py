@@ -87,13 +87,13 @@ folder = sys.argv[1]
 MedusaConfig.parse("medusa:" + folder + "?tree=chain:3")
 MedusaConfig.parse("medusa:some/heads")  # an id is only looked up when it is loaded
 load_heads(folder)
-accuracies = folder + "/accuracies.json"
+accuracies, tree = folder + "/accuracies.json", folder + "-tree"
 for words in (
     ["inspect", folder],
     ["convert", folder, folder + "-converted"],
     ["tree", "show", "chain:3"],
     ["tree", "show", "--heads", folder],
-    ["tree", "build", "--accuracies", accuracies, "--nodes", "3", "--output", folder + "-tree"],
+    ["tree", "build", "--accuracies", accuracies, "--nodes", "3", "--output", tree],
     ["plan", "vicuna-7b", folder],
     ["inspect", folder + "/none"],
     ["inspect", "./none"],

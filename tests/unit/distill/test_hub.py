@@ -79,3 +79,19 @@ def test_what_can_not_be_read_is_refused(tmp_path: Path) -> None:
         read(path)
     with pytest.raises(ConfigError, match="can't load the data set"):
         read(tmp_path / "missing")
+
+
+def test_what_would_not_be_looked_at_is_refused(tmp_path: Path) -> None:
+    data = datasets.Dataset.from_dict({"prompt": ["one"]})
+    path = tmp_path / "set.parquet"
+    data.to_parquet(path)
+    for name in ("split", "config", "revision"):
+        with pytest.raises(ConfigError, match=f"^{name} in --source hf:.*one file"):
+            read(path, **{name: "other"})
+    data.save_to_disk(tmp_path / "saved")
+    with pytest.raises(ConfigError, match="saved without splits"):
+        read(tmp_path / "saved", split="test")
+    with pytest.raises(ConfigError, match="config in .* a saved set has none"):
+        read(tmp_path / "saved", config="other")
+    with pytest.raises(ConfigError, match="revision in .* a folder has none"):
+        read(tmp_path, revision="main")

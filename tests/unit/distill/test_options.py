@@ -25,6 +25,7 @@ FILE = SourceOption("prompts", "a.txt")
         ({"top_p": 0.0}, "top_p is above 0 and at most 1, not 0.0"),
         ({"top_k": -1}, "top_k is 0"),
         ({"max_answer_tokens": 1000}, "leaves no room for a prompt"),
+        ({"max_user_tokens": 1000}, "max_user_tokens 1000 leaves no room"),
         ({"num_prompts": None}, "the source 'self' has no end"),
         ({"samples": 2, "temperatures": (0.0,)}, "2 samples .* greedily more than"),
         ({"samples": 3, "temperatures": (0.0, 0.7)}, "3 samples .* greedily more"),
