@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -82,9 +83,11 @@ def _load(option: SourceOption) -> Any:
                     f"{path} ends in none of {', '.join(_FILE_FORMATS)}: give a file "
                     "that does"
                 )
+            _refuse(option, ("split", "config", "revision"), "one file has none")
             kind = _FILE_FORMATS[path.suffix]
             return datasets.load_dataset(kind, data_files=str(path), split="train")
         if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
+            _refuse(option, ("config", "revision"), "a saved set has none")
             saved = datasets.load_from_disk(str(path))
             if isinstance(saved, datasets.DatasetDict):
                 if option.split not in saved:
@@ -93,8 +96,10 @@ def _load(option: SourceOption) -> Any:
                         f"{', '.join(saved)}"
                     )
                 return saved[option.split]
+            _refuse(option, ("split",), "the set was saved without splits")
             return saved
         if path.is_dir():
+            _refuse(option, ("revision",), "a folder has none")
             return datasets.load_dataset(str(path), **named)
         revision = option.revision or None
         return datasets.load_dataset(option.location, revision=revision, **named)
@@ -106,6 +111,16 @@ def _load(option: SourceOption) -> Any:
             f"can't load the data set {option.location!r}: {type(error).__name__}: "
             f"{text}"
         ) from error
+
+
+def _refuse(option: SourceOption, names: Sequence[str], why: str) -> None:
+    """Refuse what was given and would not be looked at."""
+    default = SourceOption("hf")
+    given = [n for n in names if getattr(option, n) != getattr(default, n)]
+    if given:
+        raise ConfigError(
+            f"{', '.join(given)} in --source hf:{option.location}: {why}; leave it out"
+        )
 
 
 def _columns(option: SourceOption, there: list[str]) -> list[str]:

@@ -127,6 +127,11 @@ class DistillOptions:
                 f"max_answer_tokens {self.max_answer_tokens} leaves no room for a "
                 f"prompt in a context of {self.max_model_len} tokens"
             )
+        if self.has_written_turns and self.max_user_tokens >= self.max_model_len:
+            raise ConfigError(
+                f"max_user_tokens {self.max_user_tokens} leaves no room in a context "
+                f"of {self.max_model_len} tokens"
+            )
         self._check_samples()
         self._check_budget()
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,6 +26,8 @@ _LIKELY_ANSWER = 64
 """Tokens, for the size of the first shard."""
 _MARGIN = 1.1
 """Of the last shard's size over what the mean so far asks for."""
+_MOST_FRUITLESS = 100
+"""Prompts in a row without an answer before a run ends with an error."""
 
 
 def distill(options: DistillOptions, progress: Progress) -> Manifest:
@@ -89,27 +92,33 @@ class _Run:
         self._manifest.complete()
 
     def _make_shard(self, size: int, planner: Planner, talk: Talk) -> None:
-        plan = planner.plan(size, self._tally, self._seen)
-        conversations, left_out = talk.hold(plan.conversations)
-        records = self._within_budget(conversations)
-        left_out += plan.left_out
+        left_out: Counter[str] = Counter()
         if not self._manifest.shards:
             left_out[DUPLICATE] += self._sources.duplicates
-        left_out = +left_out  # without zeros
-        is_at_end = len(plan.ended) == len(self._sources.all)
-        if not records and is_at_end and self._manifest.shards:
-            self._tally.ended |= plan.ended
-            return
-        if not records:
-            raise ConfigError(
-                f"of {size} prompts none brought an answer "
-                f"({_listed(left_out) or 'the sources are empty'}): give other "
-                "sources, or a longer max_model_len"
-            )
+        tried = 0
+        while True:
+            plan = planner.plan(size, self._tally, self._seen)
+            conversations, unanswered = talk.hold(plan.conversations)
+            records = self._within_budget(conversations)
+            left_out += unanswered + plan.left_out
+            if records:
+                break
+            # A last shard may be of one prompt: one empty answer is not the end.
+            tried += size
+            self._tally.move_on(plan.positions, plan.ended)
+            is_at_end = len(plan.ended) == len(self._sources.all)
+            if is_at_end and self._manifest.shards:
+                return
+            if is_at_end or tried >= _MOST_FRUITLESS:
+                raise ConfigError(
+                    f"of {tried} prompts none brought an answer "
+                    f"({_listed(left_out) or 'the sources are empty'}): give other "
+                    "sources, or a longer max_model_len"
+                )
         shard = count_records(records) | {
             "positions": dict(sorted(plan.positions.items())),
             "ended": sorted(plan.ended),
-            "left_out": dict(sorted(left_out.items())),
+            "left_out": dict(sorted((+left_out).items())),  # without zeros
         }
         self._manifest.add(records, shard)
         self._tally.add(shard)

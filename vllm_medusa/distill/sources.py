@@ -124,9 +124,8 @@ def read_sources(options: DistillOptions) -> Sources:
         if option.kind == "self":
             sources.append(WrittenSource(label, option.weight, task))
             continue
-        read = _read(option, label, task)
         kept = []
-        for conversation in read:
+        for conversation in map(_sound, _read(option, label, task)):
             digest.update(repr((label, conversation)).encode())
             prompt = normalised(conversation.user_turns[0])
             if prompt in listed:
@@ -146,3 +145,20 @@ def _read(option: SourceOption, label: str, task: str) -> Sequence[Conversation]
     if option.kind == "sharegpt":
         return sharegpt_conversations(path, label, task)
     return prompt_conversations(path, label, task)
+
+
+def _sound(conversation: Conversation) -> Conversation:
+    """The conversation with U+FFFD for each half of a character.
+
+    A text that was cut in a JSON file may end in one, and no tokenizer takes it.
+    """
+    system = conversation.system
+    return replace(
+        conversation,
+        user_turns=tuple(map(_whole_characters, conversation.user_turns)),
+        system=None if system is None else _whole_characters(system),
+    )
+
+
+def _whole_characters(text: str) -> str:
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")

@@ -29,11 +29,15 @@ class Tally:
 
     def add(self, shard: Mapping[str, Any]) -> None:
         """Add a shard, as the manifest describes it."""
-        self.positions.update(shard["positions"])
-        self.ended.update(shard["ended"])
+        self.move_on(shard["positions"], shard["ended"])
         self.prompts.update(shard["prompts_by_source"])
         self.answers.update(shard["answers_by_source"])
         self.tokens += shard["tokens"]
+
+    def move_on(self, positions: Mapping[str, int], ended: Iterable[str]) -> None:
+        """Note where the sources stand, and which of them have no more."""
+        self.positions.update(positions)
+        self.ended.update(ended)
 
     @property
     def num_prompts(self) -> int:

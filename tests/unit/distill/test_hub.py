@@ -91,7 +91,7 @@ def test_what_would_not_be_looked_at_is_refused(tmp_path: Path) -> None:
     data.save_to_disk(tmp_path / "saved")
     with pytest.raises(ConfigError, match="saved without splits"):
         read(tmp_path / "saved", split="test")
-    with pytest.raises(ConfigError, match="config in .* a saved set has none"):
+    with pytest.raises(ConfigError, match=r"config in .* a saved set has none"):
         read(tmp_path / "saved", config="other")
-    with pytest.raises(ConfigError, match="revision in .* a folder has none"):
+    with pytest.raises(ConfigError, match=r"revision in .* a folder has none"):
         read(tmp_path, revision="main")

@@ -8,13 +8,11 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from tests.unit.distill.toy import (
-    END,
     NoProgress,
     ToyEngine,
     content,
@@ -23,7 +21,6 @@ from tests.unit.distill.toy import (
     use,
 )
 from vllm_medusa.distill.manifest import NAME
-from vllm_medusa.distill.requests import Request
 from vllm_medusa.distill.run import distill
 from vllm_medusa.distill.source_option import SourceOption
 from vllm_medusa.errors import ConfigError, OutputError
@@ -278,70 +275,6 @@ def test_before_the_first_shard_options_may_change(
 
 def test_no_answers_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     use(monkeypatch, ToyEngine())
-    found = mixed(tmp_path, tmp_path / "out", max_model_len=31)
+    found = mixed(tmp_path, tmp_path / "out", max_model_len=31, max_user_tokens=9)
     with pytest.raises(ConfigError, match=r"none brought an answer .*too long for the"):
         distill(found, NoProgress())
-
-
-def test_empty_answers_do_not_end_a_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The last shard is of one prompt, which the model has nothing to say to."""
-
-    class Silent(ToyEngine):
-        def complete(self, requests: Sequence[Request]) -> list[list[int]]:
-            answers = super().complete(requests)
-            is_tenth = [self._calls in (2, 3) for _ in requests]
-            return [
-                [END] if silent else answer
-                for silent, answer in zip(is_tenth, answers, strict=True)
-            ]
-
-    prompts = tmp_path / "prompts.txt"
-    prompts.write_text("".join(f"Say {n}\n" for n in range(30)))
-    wanted = options(
-        tmp_path / "out",
-        sources=(SourceOption("prompts", str(prompts)),),
-        num_prompts=11,
-    )
-    use(monkeypatch, Silent())
-    manifest = distill(wanted, NoProgress())
-    assert [shard["prompts"] for shard in manifest.shards] == [10, 1]
-    assert manifest.shards[1]["positions"] == {"prompts:prompts.txt": 13}
-    assert manifest.totals()["left_out"] == {"empty answers": 2}
-
-
-def test_a_model_that_says_nothing_more_ends_a_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class Silent(ToyEngine):
-        def complete(self, requests: Sequence[Request]) -> list[list[int]]:
-            answers = super().complete(requests)
-            return answers if self._calls == 1 else [[END]] * len(requests)
-
-    use(monkeypatch, Silent())
-    wanted = options(
-        tmp_path / "out", sources=(SourceOption("templates"),), num_prompts=50
-    )
-    with pytest.raises(ConfigError, match=r"of 100 prompts none .*100 empty answers"):
-        distill(wanted, NoProgress())
-
-
-def test_halves_of_characters_are_replaced(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    chats = tmp_path / "chats.json"
-    messages = [
-        {"from": "system", "value": "Cut \ud83d"},
-        {"from": "human", "value": "Smile \ud83d"},
-        {"from": "human", "value": "Again \ude00"},
-    ]
-    chats.write_text(json.dumps([{"conversations": messages}]))
-    use(monkeypatch, ToyEngine(whole=1.0))
-    wanted = options(
-        tmp_path / "out", sources=(SourceOption("sharegpt", str(chats)),), turns=2
-    )
-    distill(wanted, NoProgress())
-    first, second = read_answers(tmp_path / "out")
-    assert (first.prompt, second.prompt) == ("Smile \ufffd", "Again \ufffd")
-    assert not any(0xD800 <= t < 0xE000 for t in second.prompt_token_ids)
