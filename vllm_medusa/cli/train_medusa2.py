@@ -235,9 +235,11 @@ def run(args: argparse.Namespace) -> int:
 
 def _print_quality(report: Mapping[str, Any]) -> None:
     before, after = report["before"], report["after"]
-    change = after["perplexity"] / before["perplexity"] - 1
+    first, last = before["perplexity"], after["perplexity"]
+    perplexity = "is not finite"
+    if first is not None and last is not None:
+        perplexity = f"{first:.4f} before, {last:.4f} after ({last / first - 1:+.2%})"
     print(
         f"backbone on held-out answers ({after['positions']} positions): perplexity "
-        f"{before['perplexity']:.4f} before, {after['perplexity']:.4f} after "
-        f"({change:+.2%}); most probable token as before at {after['agreement']:.2%}"
+        f"{perplexity}; most probable token as before at {after['agreement']:.2%}"
     )

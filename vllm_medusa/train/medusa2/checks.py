@@ -6,12 +6,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vllm_medusa.errors import CheckpointError, ConfigError
-from vllm_medusa.train.medusa2.export import BACKBONE, HEADS
+from vllm_medusa.errors import CheckpointError, ConfigError, UnsupportedError
 from vllm_medusa.train.medusa2.options import Medusa2Options
+from vllm_medusa.train.medusa2.output import BACKBONE, HEADS
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PretrainedConfig, PreTrainedModel
 
 
 def check_folders(options: Medusa2Options) -> None:
@@ -31,22 +31,48 @@ def check_folders(options: Medusa2Options) -> None:
                 )
 
 
-def read_tokenizer(model: str) -> tuple[Any, int]:
-    """The tokenizer, and the number of tokens the model knows.
+def read_config(model: str) -> PretrainedConfig:
+    """The config of the model's text part.
 
     Raises:
-        CheckpointError: they can't be loaded.
+        CheckpointError: it can't be loaded.
+        UnsupportedError: the model's weights are quantised.
     """
-    from transformers import AutoConfig, AutoTokenizer
+    from transformers import AutoConfig
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(model)
         config = AutoConfig.from_pretrained(model)
     except (OSError, ValueError) as error:
         raise CheckpointError(
             f"base model {model!r} cannot be loaded: {error}"
         ) from error
-    return tokenizer, config.get_text_config().vocab_size
+    text = config.get_text_config()
+    for part in (config, text):
+        if getattr(part, "quantization_config", None) is not None:
+            raise UnsupportedError(
+                f"the weights of base model {model!r} are quantised: Medusa-2 trains "
+                "and merges whole weights. Give the model that it was made from, or "
+                "train heads alone (--stage medusa1)"
+            )
+    return text
+
+
+def read_tokenizer(model: str) -> tuple[Any, int]:
+    """The tokenizer, and the number of tokens the model knows.
+
+    Raises:
+        CheckpointError: they can't be loaded.
+        UnsupportedError: as `read_config`.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(model)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"base model {model!r} cannot be loaded: {error}"
+        ) from error
+    return tokenizer, read_config(model).vocab_size
 
 
 def check_generation_config(model: PreTrainedModel) -> None:

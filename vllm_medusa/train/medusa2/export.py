@@ -2,30 +2,26 @@
 """The output folder: a merged backbone, and heads for it.
 
 OUTPUT/backbone is a model as transformers saves it, OUTPUT/heads a checkpoint in the
-canonical form, OUTPUT/quality.json the guard's report. All are made in OUTPUT/.new and
-moved to their names at the end, so a run that stops before leaves a former output as
-it was.
+canonical form, OUTPUT/quality.json the guard's report. They replace a former output
+only when all are written and within the bounds.
 """
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from vllm_medusa.errors import CheckpointError
 from vllm_medusa.files import writing
 from vllm_medusa.json_file import write_json
-from vllm_medusa.locks import exclusive
 from vllm_medusa.train.backbone import hidden_states, load_backbone
+from vllm_medusa.train.medusa2.checks import read_config
 from vllm_medusa.train.medusa2.held_out import Observer
 from vllm_medusa.train.medusa2.joint_model import JointModel
 from vllm_medusa.train.medusa2.options import Medusa2Options
+from vllm_medusa.train.medusa2.output import BACKBONE, HEADS, REPORT_FILE, new_output
 from vllm_medusa.train.medusa2.quality import QualityReport
 from vllm_medusa.train.medusa2.tuned import TunedBackbone, untie
 from vllm_medusa.train.pipeline import measure_all
@@ -34,14 +30,6 @@ from vllm_medusa.tree import optimal
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-BACKBONE, HEADS = "backbone", "heads"
-"""Folders of the output."""
-
-REPORT_FILE = "quality.json"
-"""The guard's report, in the output and in the work folder."""
-
-_NEW, _OLD = ".new", ".old"
 
 
 def export(
@@ -104,51 +92,17 @@ def export(
         write_json(new / REPORT_FILE, report.to_json())
 
 
-@contextmanager
-def new_output(output: Path) -> Iterator[Path]:
-    """Yield an empty folder whose entries replace those of `output` on success.
-
-    Raises:
-        OutputError: `output` can't be written, or another run is at work there.
-    """
-    with exclusive(output, wait=False):
-        new, old = output / _NEW, output / _OLD
-        with writing(new):
-            for folder in (new, old):
-                shutil.rmtree(folder, ignore_errors=True)
-            new.mkdir()
-        try:
-            yield new
-            with writing(output):
-                old.mkdir()
-                for entry in sorted(new.iterdir()):
-                    target = output / entry.name
-                    if target.exists():
-                        target.rename(old / entry.name)
-                    entry.rename(target)
-        finally:
-            for folder in (new, old):
-                shutil.rmtree(folder, ignore_errors=True)
-
-
 def saved_dtype(options: Medusa2Options) -> torch.dtype:
     """The dtype the merged backbone is written in.
 
     Raises:
         CheckpointError: the model's config can't be read.
+        UnsupportedError: the model is quantised.
     """
     if options.saved_dtype != "auto":
         dtype: torch.dtype = getattr(torch, options.saved_dtype)
         return dtype
-    from transformers import AutoConfig
-
-    try:
-        config = AutoConfig.from_pretrained(options.model)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"base model {options.model!r} cannot be loaded: {error}"
-        ) from error
-    return config.get_text_config().dtype or torch.float32
+    return read_config(options.model).dtype or torch.float32
 
 
 def merge(tuned: TunedBackbone, options: Medusa2Options) -> PreTrainedModel:

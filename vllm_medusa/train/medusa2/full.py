@@ -35,6 +35,7 @@ class FullBackbone(TunedBackbone):
     def original_hidden(self, batch: PackedBatch) -> torch.Tensor:
         """The frozen copy's states, [B, T, H]."""
         assert self.original is not None
+        self.original.eval()  # `train()` of a module reaches all that it holds
         return hidden_states(self.original, batch)
 
     def original_lm_head(self) -> torch.Tensor:

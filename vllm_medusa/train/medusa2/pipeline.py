@@ -29,17 +29,14 @@ from vllm_medusa.train.medusa2.checks import (
     read_tokenizer,
 )
 from vllm_medusa.train.medusa2.data import read_data
-from vllm_medusa.train.medusa2.export import (
-    REPORT_FILE,
-    export,
-    saved_dtype,
-)
+from vllm_medusa.train.medusa2.export import export, saved_dtype
 from vllm_medusa.train.medusa2.full import FullBackbone
 from vllm_medusa.train.medusa2.held_out import Observer
 from vllm_medusa.train.medusa2.initial_heads import fresh_heads, heads_from
 from vllm_medusa.train.medusa2.joint_model import JointModel
 from vllm_medusa.train.medusa2.lora import LoraBackbone, check_peft, find_targets
 from vllm_medusa.train.medusa2.options import Medusa2Options
+from vllm_medusa.train.medusa2.output import REPORT_FILE, claimed
 from vllm_medusa.train.medusa2.phase import Phase, heads_phase, joint_phase
 from vllm_medusa.train.medusa2.quality import QualityReport
 from vllm_medusa.train.medusa2.trainer import JointTrainer
@@ -49,6 +46,7 @@ from vllm_medusa.train.medusa2.tuned import (
     is_tied,
     untie,
 )
+from vllm_medusa.train.packing_check import check_packing
 from vllm_medusa.train.pipeline import versions
 from vllm_medusa.train.processes import Processes
 from vllm_medusa.train.progress import Progress
@@ -75,7 +73,8 @@ def train(
     Raises:
         ConfigError: bad options or input files, or a package is missing.
         CheckpointError: the model or the given heads can't be used.
-        UnsupportedError: the model's logits are not what the losses assume.
+        UnsupportedError: the model's logits are not what the losses assume, or its
+            weights are quantised.
         QualityError: the backbone moved beyond its bounds; the work folder keeps the
             report and the last good state, a former output stays as it was.
         OutputError: there is no room to write, or another run is at work in the work
@@ -97,6 +96,7 @@ def train(
         def prepare() -> None:
             stack.enter_context(exclusive(options.work, wait=False))
             remove_leftovers(options.work)
+            stack.enter_context(claimed(options.output))
 
         processes.first(prepare)
         return _Run(options, progress, processes).run(list(command))
@@ -161,6 +161,7 @@ class _Run:
                 )
             untie(model)
         check_plain_lm_head(model)
+        check_packing(model)
         check_generation_config(model)
         if not full:
             find_targets(model, options.adapters)

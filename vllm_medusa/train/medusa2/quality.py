@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -116,5 +117,17 @@ class QualityReport:
             )
 
     def to_json(self) -> dict[str, Any]:
-        """As an object for a JSON file."""
-        return asdict(self)
+        """As an object for a JSON file, with None for infinity and NaN."""
+        finite: dict[str, Any] = _finite(asdict(self))
+        return finite
+
+
+def _finite(value: Any) -> Any:
+    """The value with None for each number that JSON has no word for."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

@@ -34,6 +34,11 @@ def command(base: Path, answers: Path, folder: Path, **changes: object) -> list[
         "measure-every": 4,
         "tree-nodes": 5,
     } | {name.replace("_", "-"): value for name, value in changes.items()}
+    if "heads" in changes or changes.get("schedule") == "one-stage":
+        del values["heads-epochs"], values["learning-rate"]
+    if "heads" in changes:
+        for name in ("num-heads", "block", "projection", "draft-vocab"):
+            del values[name]
     words = ["train", str(base)]
     for name, value in values.items():
         words += [f"--{name}"] if value is True else [f"--{name}", str(value)]

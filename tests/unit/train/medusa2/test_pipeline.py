@@ -134,7 +134,7 @@ def accuracy(out: Path, ahead: int, recipe: dict[str, Any], answers: Path) -> fl
     """Of the head that looks `ahead` beyond the next token, by the reference heads."""
     from vllm_medusa.heads import ReferenceHeads
     from vllm_medusa.train.answers import read_answers
-    from vllm_medusa.train.split import HELD_OUT, side
+    from vllm_medusa.train.split import HELD_OUT, sides_of
 
     checkpoint = load_heads(out / "heads")
     tensors = {
@@ -144,8 +144,9 @@ def accuracy(out: Path, ahead: int, recipe: dict[str, Any], answers: Path) -> fl
     heads = ReferenceHeads.from_tensors(checkpoint.spec, tensors)
     model = tiny.load(out / "backbone")
     hits = []
-    for answer in read_answers(answers):
-        if side(answer, set(), 0.2) != HELD_OUT:
+    found = read_answers(answers)
+    for answer, side in zip(found, sides_of(found, (), 0.2), strict=True):
+        if side != HELD_OUT:
             continue
         ids = torch.tensor(answer.prompt_token_ids + answer.answer_token_ids)
         hidden = model.model(ids[None]).last_hidden_state[0]

@@ -12,8 +12,15 @@ import pytest
 from tests.unit.train.medusa2 import tiny
 from tests.unit.train.medusa2.runs import command, run
 from vllm_medusa.cli.main import main
-from vllm_medusa.errors import CheckpointError, ConfigError, MedusaError, OutputError
+from vllm_medusa.errors import (
+    CheckpointError,
+    ConfigError,
+    MedusaError,
+    OutputError,
+    UnsupportedError,
+)
 from vllm_medusa.locks import exclusive
+from vllm_medusa.train.medusa2 import pipeline
 from vllm_medusa.train.medusa2.pipeline import train
 
 
@@ -75,6 +82,33 @@ def test_generation_config_that_cannot_be_written_is_refused_at_once(
         run(copy, answers, tmp_path)
 
 
+@pytest.mark.parametrize("saved_dtype", ["auto", "float32"])
+def test_quantised_base_is_refused_before_it_is_loaded(
+    base: Path, answers: Path, tmp_path: Path, saved_dtype: str
+) -> None:
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for file in base.iterdir():
+        if file.suffix != ".safetensors":
+            shutil.copy(file, copy)
+    config = json.loads((copy / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "fp8"}
+    (copy / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UnsupportedError, match="are quantised"):
+        run(copy, answers, tmp_path, saved_dtype=saved_dtype)
+    assert not (tmp_path / "output").exists()
+
+
+def test_output_that_is_a_file_is_refused_before_the_model_is_loaded(
+    base: Path, answers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "load_backbone", None)
+    (tmp_path / "output").write_text("mine")
+    with pytest.raises(OutputError, match="output can't be made"):
+        run(base, answers, tmp_path)
+    assert (tmp_path / "output").read_text() == "mine"
+
+
 def test_tied_lm_head_is_refused_before_heads_are_trained(
     tied: Path, answers: Path, tmp_path: Path
 ) -> None:
@@ -83,12 +117,20 @@ def test_tied_lm_head_is_refused_before_heads_are_trained(
     assert not (tmp_path / "work" / "heads.pt").exists()
 
 
-def test_other_runs_are_kept_out(base: Path, answers: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("folder", ["work", "output"])
+def test_other_runs_are_kept_out(
+    base: Path,
+    answers: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    folder: str,
+) -> None:
+    monkeypatch.setattr(pipeline, "load_backbone", None)
     context = multiprocessing.get_context("fork")
     ready, done = context.Event(), context.Event()
 
     def hold() -> None:
-        with exclusive(tmp_path / "work", wait=False):
+        with exclusive(tmp_path / folder, wait=False):
             ready.set()
             done.wait(60)
 

@@ -8,6 +8,7 @@ import torch
 
 from tests.unit.train.medusa2 import tiny
 from vllm_medusa.errors import QualityError
+from vllm_medusa.json_file import write_json
 from vllm_medusa.train.backbone import hidden_states
 from vllm_medusa.train.medusa2.held_out import Observer
 from vllm_medusa.train.medusa2.quality import Bounds, Quality, QualityReport
@@ -49,6 +50,23 @@ def test_without_bounds_everything_passes() -> None:
     report.add(1, Quality(1e9, 0.0, 100))
     report = QualityReport(Bounds(math.inf, 0), BEFORE)
     report.add(1, Quality(1e9, 0.0, 100))
+
+
+def test_report_of_numbers_that_json_has_no_word_for_is_written(tmp_path: Path) -> None:
+    report = QualityReport(Bounds(math.inf, 0.5), BEFORE)
+    report.add(1, Quality(math.inf, 1.0, 100))
+    with pytest.raises(QualityError, match="after step 2"):
+        report.add(2, Quality(math.nan, math.nan, 100))
+    report.after = Quality(math.inf, 0.75, 100)
+    write_json(tmp_path / "quality.json", report.to_json())
+    read = json.loads((tmp_path / "quality.json").read_text())
+    assert read["bounds"] == {"max_perplexity_increase": None, "min_agreement": 0.5}
+    assert read["history"] == [
+        {"step": 1, "perplexity": None, "agreement": 1.0},
+        {"step": 2, "perplexity": None, "agreement": None},
+    ]
+    assert read["before"]["perplexity"] == 2
+    assert read["after"] == {"perplexity": None, "agreement": 0.75, "positions": 100}
 
 
 def test_perplexity_and_agreement_are_those_of_the_models(base: Path) -> None:

@@ -158,6 +158,19 @@ def test_full_weights_keep_a_copy_of_the_original(base: Path) -> None:
     assert backbone.original_lm_head().equal(tiny.load(base).lm_head.weight)
 
 
+def test_copy_of_the_original_has_no_dropout(base: Path) -> None:
+    (batch,) = batches(tiny.written(base, 300)[:3], 3)
+    model = tiny.load(base)
+    for layer in model.model.layers:
+        layer.self_attn.attention_dropout = 0.5
+    with torch.no_grad():
+        plain = TunedBackbone(model).hidden(batch)
+    backbone = FullBackbone(model, torch.float32).train()
+    assert not backbone.hidden(batch).equal(plain)
+    assert backbone.original_hidden(batch).equal(plain)
+    assert backbone.model.training
+
+
 def test_capped_logits_are_refused(base: Path) -> None:
     check_plain_lm_head(tiny.load(base))
     torch.manual_seed(0)
