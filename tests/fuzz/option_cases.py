@@ -11,6 +11,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from tests.fuzz.command_lines import COMMANDS, FLAGS
 from tests.fuzz.forms import make_forms
 from tests.fuzz.mutate_bytes import mutate_bytes
 from tests.fuzz.mutate_json import mutate_json
@@ -30,104 +31,6 @@ from vllm_medusa.tree import parse_tree
 
 _ACCURACIES = tuple((0.4, 0.3, 0.1) for _ in range(4))
 _NUMBERS = ("0", "1", "-1", "9" * 30, "nan", "inf", "1e999", "x", "", "0.5", "1024")
-# Each with the options it takes, and those that are needed to get anywhere.
-_COMMANDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "tree show": ((), ("--heads", "--accuracies", "--nodes", "--json")),
-    "tree build": (
-        ("--accuracies", "accuracies.json", "--nodes", "4", "--output", "o.json"),
-        ("--nodes", "--max-depth", "--max-rank", "--accuracies", "--output"),
-    ),
-    "inspect": (("heads",), ("--revision", "--json")),
-    "convert": (
-        ("heads", "converted"),
-        ("--num-heads", "--draft-vocab", "--base-model", "--force", "--revision"),
-    ),
-    "plan": (
-        ("vicuna-7b", "own:5"),
-        (
-            "--tp",
-            "--gpu",
-            "--machine",
-            "--nodes",
-            "--accuracies",
-            "--tokens-per-step",
-            "--max-model-len",
-            "--max-num-seqs",
-            "--gpu-memory-utilization",
-        ),
-    ),
-    "calibrate": (
-        ("none", "heads"),
-        (
-            "--tree",
-            "--batch-sizes",
-            "--nodes",
-            "--margin",
-            "--max-rows",
-            "--steps",
-            "--repeats",
-            "--prompts",
-            "--by-task",
-            "--temperature",
-            "--max-tokens",
-            "--max-model-len",
-            "--seed",
-            "--output",
-            "--plots",
-        ),
-    ),
-    "evaluate": (
-        ("--model", "none", "--heads", "heads", "--prompts", "prompts.jsonl"),
-        (
-            "--suite",
-            "--setting",
-            "--per-category",
-            "--max-tokens",
-            "--repeats",
-            "--concurrency",
-            "--seed",
-            "--max-model-len",
-            "--output",
-            "--prompts",
-        ),
-    ),
-    "train": (
-        ("none", "--output", "trained"),
-        (
-            "--tokens",
-            "--temperatures",
-            "--answer-tokens",
-            "--written-prompts",
-            "--round",
-            "--held-out",
-            "--num-heads",
-            "--num-layers",
-            "--rank",
-            "--epochs",
-            "--intermediate-size",
-            "--draft-vocab",
-            "--tree-nodes",
-            "--stage",
-            "--batch-size",
-            "--sequence-length",
-            "--hidden-states",
-            "--quantization",
-            "--mixed-precision",
-            "--gradient-accumulation-steps",
-            "--learning-rate",
-            "--warmup",
-            "--weight-decay",
-            "--dropout",
-            "--hard-weight",
-            "--seed",
-            "--head-decay",
-            "--sampled-vocab",
-            "--average",
-            "--max-model-len",
-        ),
-    ),
-}
-_FLAGS = ("--json", "--force")
 _TREE_FILE = b'{"paths": [[0], [1], [0, 0]], "source": "measured"}'
 
 
@@ -165,11 +68,11 @@ def prepare(scratch: Path) -> None:
     (_scratch / "prompts.jsonl").write_text('{"prompt": "Hello"}\n')
     (_scratch / "folder.json").mkdir()
     _stop_before_work()
-    for index, name in enumerate(_COMMANDS):
+    for index, name in enumerate(COMMANDS):
         own = _scratch / f"warm {index}"
         (own / "out").mkdir(parents=True)
         warm = Case(
-            "command", own, own / "out", own, [*name.split(), *_COMMANDS[name][0]]
+            "command", own, own / "out", own, [*name.split(), *COMMANDS[name][0]]
         )
         _enter(warm)
         with contextlib.suppress(MedusaError):
@@ -338,14 +241,14 @@ def _tree_file(random: Random, scratch: Path) -> tuple[str, Any]:
 
 
 def _command(random: Random, scratch: Path) -> tuple[str, Any]:
-    name = random.choice(sorted(_COMMANDS))
-    words, options = _COMMANDS[name]
+    name = random.choice(sorted(COMMANDS))
+    words, options = COMMANDS[name]
     line = [*name.split(), *words]
     if name == "tree show":
         line.append(random.choice(TREES))
     for option in random.choices(options, k=random.choice((0, 1, 1, 2))):
         line.append(option)
-        if option not in _FLAGS:
+        if option not in FLAGS:
             values = (*_NUMBERS, *_NUMBERS, *TREES, *HEADS, "x=tree=" + TREES[2])
             line.append(random.choice(values))
     if random.random() < 0.3:

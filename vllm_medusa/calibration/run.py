@@ -38,6 +38,7 @@ from vllm_medusa.calibration.tokens import (
 from vllm_medusa.errors import ConfigError
 from vllm_medusa.prompts import conversation_ids
 from vllm_medusa.tree import TokenTree
+from vllm_medusa.vllm_refusal import vllm_refusal
 
 if TYPE_CHECKING:
     from vllm import LLM
@@ -52,10 +53,15 @@ _ANSWERED_AT_ONCE = 4
 
 @contextmanager
 def running_engine(arguments: Mapping[str, Any]) -> Iterator[LLM]:
-    """An engine that is shut down at the end, its memory free for the next one."""
+    """An engine that is shut down at the end, its memory free for the next one.
+
+    Raises:
+        ConfigError: vLLM refuses the model or an option.
+    """
     from vllm import LLM
 
-    llm = LLM(**arguments)
+    with vllm_refusal(arguments["model"]):
+        llm = LLM(**arguments)
     try:
         yield llm
     finally:
@@ -97,8 +103,9 @@ class Calibration:
         """Measure and choose.
 
         Raises:
-            ConfigError: prompts and answers do not fit the context, all answers are
-                too short, or the heads guess nothing.
+            ConfigError: vLLM refuses the model or an option, prompts and answers do
+                not fit the context, all answers (of a task) are too short, or the
+                heads guess nothing.
         """
         options = self._options
         answers, by_task = self._measure_accuracies(prompts)
@@ -107,6 +114,13 @@ class Calibration:
         tree = self._tree or worthy_tree(accuracies, max(options.node_counts))
         counts = usable_node_counts(options.node_counts, tree.num_nodes)
         expected = expected_by_nodes(tree, accuracies, counts)
+        # Before the costs, whose measuring takes longest: a task's answers may be too
+        # short.
+        tasks = {
+            task: (sums, expected_by_nodes(tree, sums.table(), counts))
+            for task, sums in by_task.items()
+            if task is not None
+        }
         measured, costs = self._measure_costs(answers, tree, counts, expected)
         tokens = scale_expected(expected, counts[-1], measured)
         table = choose_table(costs, tokens, options.margin)
@@ -116,11 +130,7 @@ class Calibration:
             table=table,
             tree=tree.truncate(most),
             total=total,
-            by_task={
-                task: (sums, expected_by_nodes(tree, sums.table(), counts))
-                for task, sums in by_task.items()
-                if task is not None
-            },
+            by_task=tasks,
             tokens_per_step=tokens,
             measured=(counts[-1], measured),
             costs=costs,

@@ -78,12 +78,16 @@ def reference_tensors(
 ) -> dict[str, torch.Tensor]:
     """Canonical tensors under the reference's names.
 
-    A bias that the heads lack is 0 there; one projection of all heads is repeated.
+    A bias that the heads lack is 0 there; one projection of all heads is repeated; the
+    rows of a token_map that holds every token go back into the tokens' own order.
 
     Raises:
         UnsupportedError: the reference has no such heads; says why.
     """
     _refuse(spec, tensors, release)
+    order = None
+    if spec.draft_vocab_size is not None:
+        order = tensors["token_map"].argsort()  # all tokens, each once
     named = {}
     for head in range(spec.num_heads):
         for layer in range(spec.num_layers):
@@ -96,7 +100,10 @@ def reference_tensors(
             )
         single = spec.projection == "single"
         projection = "lm_head.weight" if single else f"lm_heads.{head}.weight"
-        named[f"{head}.{spec.num_layers}.weight"] = tensors[projection]
+        rows = tensors[projection]
+        named[f"{head}.{spec.num_layers}.weight"] = (
+            rows if order is None else rows[order]
+        )
     return named
 
 
@@ -107,7 +114,7 @@ def _refuse(spec: HeadsSpec, tensors: Mapping[str, torch.Tensor], release: str) 
             f"{start}their blocks are {spec.block!r}, its are residual (x + SiLU(Wx + "
             "b)); train others with --block residual"
         )
-    if spec.draft_vocab_size is not None:
+    if spec.draft_vocab_size not in (None, spec.vocab_size):
         raise UnsupportedError(
             f"{start}they guess among {spec.draft_vocab_size} tokens of a token_map, "
             "its over the whole vocabulary; train others with --draft-vocab of the "

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from vllm_medusa.calibration.options import CalibrationOptions
 from vllm_medusa.errors import OutputError
+from vllm_medusa.files import writing
 from vllm_medusa.side_files import CALIBRATION_FILE
 
 if TYPE_CHECKING:
@@ -137,6 +138,9 @@ def run(args: argparse.Namespace) -> int:
         config = MedusaConfig(heads=args.heads, tree=options.tree)
         tree = resolve_tree(config, checkpoint.folder, checkpoint.spec.num_heads)
     output = args.output or checkpoint.folder / CALIBRATION_FILE
+    with writing(output):  # a name may be too long to ask about
+        if output.is_dir():
+            raise OutputError(f"--output {output} is a folder: give the name of a file")
     for folder in {output.parent, args.plots or output.parent}:
         _check_writable(folder)
     result = _measure(args.model, checkpoint, tree, options, prompts)
@@ -150,7 +154,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check_writable(folder: Path) -> None:
-    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    with writing(folder):
+        existing = next(path for path in (folder, *folder.parents) if path.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         raise OutputError(
             f"cannot write into {folder}: name other places with --output and --plots"

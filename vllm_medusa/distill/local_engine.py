@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from vllm_medusa.distill.engine_arguments import engine_arguments
 from vllm_medusa.distill.options import DistillOptions
 from vllm_medusa.distill.requests import Request
-from vllm_medusa.errors import ConfigError, MedusaError
+from vllm_medusa.vllm_refusal import vllm_refusal
 
 
 class LocalEngine:
@@ -24,14 +24,8 @@ class LocalEngine:
         from vllm.platforms import current_platform
 
         arguments = engine_arguments(options, is_on_cpu=current_platform.is_cpu())
-        try:
+        with vllm_refusal(options.model):
             self._llm = LLM(options.model, **arguments)
-        except MedusaError:
-            raise
-        except ValueError as error:
-            raise ConfigError(
-                f"vLLM refuses the model {options.model} or an option: {_reason(error)}"
-            ) from error
 
     def complete(self, requests: Sequence[Request]) -> list[list[int]]:
         """As `Engine.complete`."""
@@ -51,12 +45,3 @@ class LocalEngine:
         self._llm.llm_engine.engine_core.shutdown()
         del self._llm
         gc.collect()
-
-
-def _reason(error: ValueError) -> str:
-    """What pydantic found first, without its own way of saying so."""
-    from pydantic import ValidationError
-
-    if isinstance(error, ValidationError):
-        return str(error.errors()[0]["msg"])
-    return str(error)

@@ -13,7 +13,7 @@ from vllm_medusa.errors import ConfigError
 from vllm_medusa.side_files import ACCURACIES_FILE, CALIBRATION_FILE, TREE_FILE
 from vllm_medusa.tree.accuracies import Accuracies, load_accuracies, node_gains
 from vllm_medusa.tree.builders import chain, from_file, optimal, optimal_up_to
-from vllm_medusa.tree.specification import parse_tree
+from vllm_medusa.tree.specification import parse_tree, uses_accuracies
 from vllm_medusa.tree.token_tree import TokenTree
 
 MIN_GAIN = 0.05
@@ -31,7 +31,7 @@ def resolve_tree(config: MedusaConfig, folder: Path, num_heads: int) -> TokenTre
     Without a tree in `config` it is that of calibration.json in `folder`, else of
     tree.json, without the nodes that are too deep for the heads in use; else the best
     tree for the accuracies there, of the nodes worth at least `MIN_GAIN` each; else a
-    chain over all heads.
+    chain over all heads. The files are read only where the tree depends on them.
 
     Args:
         config: its tree, num_heads and num_speculative_tokens are used.
@@ -40,7 +40,8 @@ def resolve_tree(config: MedusaConfig, folder: Path, num_heads: int) -> TokenTre
 
     Raises:
         ConfigError: there are fewer heads or nodes than `config` asks for.
-        MedusaError: the tree is not possible with these heads, or a file is damaged.
+        MedusaError: the tree is not possible with these heads, or a file that is
+            read is damaged.
     """
     if config.num_heads is not None:
         if config.num_heads > num_heads:
@@ -53,7 +54,8 @@ def resolve_tree(config: MedusaConfig, folder: Path, num_heads: int) -> TokenTre
     if config.tree is None:
         tree = _default_tree(folder, num_heads, limit)
     else:
-        accuracies = accuracies_beside(folder)
+        # A damaged file must not stand in the way of a tree that needs none.
+        accuracies = accuracies_beside(folder) if uses_accuracies(config.tree) else None
         tree = parse_tree(config.tree, num_heads=num_heads, accuracies=accuracies)
     check_num_speculative_tokens(limit, tree.num_nodes)
     return tree if limit is None else tree.truncate(limit)

@@ -93,6 +93,14 @@ def known_tree(value: str | Sequence[Sequence[int]]) -> TokenTree | None:
     return _build(value, None, None)
 
 
+def uses_accuracies(value: str | Sequence[Sequence[int]]) -> bool:
+    """Whether `parse_tree` makes use of accuracies: "optimal:N" needs them, widths such
+    as "1x7x6" are ordered by them."""
+    if not isinstance(value, str):
+        return False
+    return value.startswith("optimal:") or _CARTESIAN.fullmatch(value) is not None
+
+
 def is_file_name(text: str) -> bool:
     """Whether `text` is meant as a file: it ends in .json or has a folder in it."""
     return not text.startswith("[") and (text.endswith(".json") or "/" in text)

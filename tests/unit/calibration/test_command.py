@@ -32,6 +32,9 @@ from vllm_medusa.errors import ConfigError
         (["--prompts", "none.txt"], "can't read the prompts"),
         (["--tree", "chain:9"], "only 4 heads"),
         (["--output", "pyproject.toml/x/c.json"], "cannot write into pyproject.toml/x"),
+        (["--output", "docs"], "--output docs is a folder: give the name of a file"),
+        (["--output", "9" * 999], "(File name too long): make room, or choose another"),
+        (["--plots", "9" * 999], "(File name too long): make room, or choose another"),
         (["--plots", "pyproject.toml/x"], "cannot write into pyproject.toml/x"),
     ],
 )

@@ -8,8 +8,9 @@ import json
 import pytest
 
 from vllm_medusa import MedusaConfig
-from vllm_medusa.errors import ConfigError, TreeError
+from vllm_medusa.errors import ConfigError, MedusaError, TreeError
 from vllm_medusa.tree import chain, node_gains, optimal
+from vllm_medusa.tree.builders import cartesian
 from vllm_medusa.tree.resolve import MIN_GAIN, resolve_batch_table, resolve_tree
 
 TABLE = [[0.4, 0.2, 0.1], [0.3, 0.1, 0.05], [0.2, 0.1, 0.05]]
@@ -115,6 +116,21 @@ def test_damaged_file_beside_the_heads_is_an_error(tmp_path, name):
     (tmp_path / name).write_text("{")
     with pytest.raises(TreeError, match=f"{name} is not valid JSON"):
         resolve_tree(config(), tmp_path, 3)
+
+
+@pytest.mark.parametrize("name", ["accuracies.json", "calibration.json"])
+def test_damaged_accuracies_only_matter_to_a_tree_made_of_them(tmp_path, name):
+    (tmp_path / name).write_text("{")
+    for tree in ("chain:2", "beam:2x2", [[0], [0, 0]]):
+        assert resolve_tree(config(tree=tree), tmp_path, 3).max_depth == 2
+    for tree in ("optimal:4", "1x2x2"):
+        with pytest.raises(MedusaError, match=f"{name} is not valid JSON"):
+            resolve_tree(config(tree=tree), tmp_path, 3)
+
+
+def test_widths_are_ordered_by_the_accuracies(with_accuracies):
+    tree = resolve_tree(config(tree="1x2x2"), with_accuracies, 3)
+    assert tree == cartesian([2, 2], TABLE) != cartesian([2, 2])
 
 
 KEY = "num_speculative_tokens_per_batch_size"
