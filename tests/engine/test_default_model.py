@@ -69,7 +69,7 @@ CONFIGURATIONS: dict[str, tuple[int, bool, int | None, slice, str | None]] = {
     "4 chunked": (4, False, 64, slice(5, None, 6), "optimal:8"),
     "4 cached chunked": (4, True, 64, slice(0, None, sample(6, 1)), None),
     "1": (1, False, None, slice(0, None, 12), None),
-    "1 cached": (1, True, None, slice(1, None, 12), "chain"),
+    "1 cached": (1, True, None, slice(1, None, 6), "chain"),
     "1 chunked": (1, False, 48, slice(2, None, 12), None),
     "1 cached chunked": (1, True, 48, slice(0, None, 12), "optimal:16"),
 }

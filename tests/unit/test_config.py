@@ -59,6 +59,8 @@ FIELDS = st.fixed_dictionaries(
 
 @given(FIELDS)
 def test_every_form_gives_the_configuration_back(fields):
+    if str(fields.get("tree")).startswith("beam"):  # what is refused with it
+        fields |= {"num_speculative_tokens": None, "acceptance": "exact"}
     if fields.get("num_speculative_tokens") and isinstance(fields.get(TABLE_KEY), list):
         fields[TABLE_KEY] = [[a, b, min(n, 2)] for a, b, n in fields[TABLE_KEY]]
     config = MedusaConfig(**fields)
