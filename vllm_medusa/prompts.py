@@ -23,20 +23,31 @@ def read_prompts(path: str | Path) -> tuple[str, ...]:
     MT-bench's questions). Blank lines are skipped.
 
     Raises:
+        ConfigError: as `read_conversations`.
+    """
+    return tuple(turns[0] for turns in read_conversations(path))
+
+
+def read_conversations(path: str | Path) -> tuple[tuple[str, ...], ...]:
+    """The user's turns of each prompt in a file that `read_prompts` takes.
+
+    Halves of characters are replaced (see `whole_characters`).
+
+    Raises:
         ConfigError: the file can't be read or holds no prompt, or a line is
             malformed; names the line's number.
     """
     file = Path(path)
     if file.suffix in (".jsonl", ".json"):
-        prompts = tuple(
-            _prompt_of(record, where) for record, where in read_json_lines(file)
+        conversations = tuple(
+            _turns_of(record, where) for record, where in read_json_lines(file)
         )
     else:
         lines = (line.strip() for _, line in _lines(file))
-        prompts = tuple(line for line in lines if not line.startswith("#"))
-    if not prompts:
+        conversations = tuple((line,) for line in lines if not line.startswith("#"))
+    if not conversations:
         raise ConfigError(f"{path} holds no prompt; write one a line")
-    return prompts
+    return conversations
 
 
 def read_json_lines(path: Path) -> Iterator[tuple[Any, str]]:
@@ -64,19 +75,29 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
         raise ConfigError(f"can't read the prompts from {path}: {reason}") from None
 
 
-def _prompt_of(record: Any, where: str) -> str:
-    text = None
+def _turns_of(record: Any, where: str) -> tuple[str, ...]:
+    turns: Any = None
     if isinstance(record, dict):
         text = record.get("prompt")
-        turns = record.get("turns")
-        if text is None and isinstance(turns, list) and turns:
-            text = turns[0]
-    if not isinstance(text, str) or not text.strip():
+        turns = record.get("turns") if text is None else [text]
+    if (
+        not isinstance(turns, list)
+        or not turns
+        or not all(isinstance(turn, str) and turn.strip() for turn in turns)
+    ):
         raise ConfigError(
             f'{where}: a prompt line is an object with a text "prompt" or a '
-            'non-empty list "turns"'
+            'non-empty list "turns" of texts'
         )
-    return text
+    return tuple(map(whole_characters, turns))
+
+
+def whole_characters(text: str) -> str:
+    """`text` with U+FFFD for each half of a character.
+
+    A text that was cut in a JSON file may end in one, and no tokenizer takes it.
+    """
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
 def normalised(prompt: str) -> str:

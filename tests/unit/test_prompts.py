@@ -7,7 +7,12 @@ import pytest
 
 from vllm_medusa.distill.templates import template_prompt
 from vllm_medusa.errors import ConfigError
-from vllm_medusa.prompts import read_prompts, user_header, user_turn_ids
+from vllm_medusa.prompts import (
+    read_conversations,
+    read_prompts,
+    user_header,
+    user_turn_ids,
+)
 
 
 class ChatTokenizer:
@@ -43,8 +48,28 @@ def test_json_lines_with_prompt_or_turns(tmp_path: Path) -> None:
     assert read_prompts(path) == ("one\ntwo", "three")
 
 
+def test_all_turns(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.jsonl"
+    path.write_text('{"prompt": "one"}\n{"turns": ["two", "three"]}')
+    assert read_conversations(path) == (("one",), ("two", "three"))
+
+
+def test_halves_of_characters_are_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.jsonl"
+    path.write_text('{"prompt": "cut \\ud83d"}\n{"turns": ["\\ud83d\\ude00"]}')
+    assert read_prompts(path) == ("cut \ufffd", "\U0001f600")
+
+
 @pytest.mark.parametrize(
-    "line", ["{", "[1]", '{"text": "x"}', '{"prompt": " "}', '{"turns": []}']
+    "line",
+    [
+        "{",
+        "[1]",
+        '{"text": "x"}',
+        '{"prompt": " "}',
+        '{"turns": []}',
+        '{"turns": ["x", 1]}',
+    ],
 )
 def test_bad_line_is_named(tmp_path: Path, line: str) -> None:
     path = tmp_path / "prompts.jsonl"

@@ -85,6 +85,14 @@ def _terminate(number: int, frame: FrameType | None) -> NoReturn:
     raise _TerminatedError
 
 
+def _interruption(error: BaseException | None) -> BaseException | None:
+    """The interruption that led to an error: what PyTorch does to close a file that it
+    was writing fails in turn, and hides it."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__context__
+    return error
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (without the program name), return the exit code.
 
@@ -96,15 +104,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     before = signal.signal(signal.SIGTERM, _terminate)
     try:
         return int(args.run(args))
-    except MedusaError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return USAGE_ERROR
-    except _TerminatedError:
-        print("terminated", file=sys.stderr)
-        return 128 + signal.SIGTERM
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+    except (Exception, KeyboardInterrupt) as error:
+        interruption = _interruption(error)
+        if isinstance(interruption, _TerminatedError):
+            print("terminated", file=sys.stderr)
+            return 128 + signal.SIGTERM
+        if interruption is not None:
+            print("interrupted", file=sys.stderr)
+            return 130
+        if isinstance(error, MedusaError):
+            print(f"error: {error}", file=sys.stderr)
+            return USAGE_ERROR
+        raise
     finally:
         signal.signal(signal.SIGTERM, before)
 

@@ -8,6 +8,7 @@ import importlib
 from pathlib import Path
 
 from vllm_medusa.cli import train_medusa2
+from vllm_medusa.cli.train_scope import check_scope, mark_defaults
 
 NAME = "train"
 HELP = "train Medusa heads for a base model"
@@ -49,6 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_fit_arguments(parser.add_argument_group("training"))
     _add_compute_arguments(parser.add_argument_group("how the work is done"))
     train_medusa2.add_arguments(parser.add_argument_group("stage medusa2 only"))
+    mark_defaults(parser)
 
 
 # argparse's type of a group is private; it takes arguments as the parser does.
@@ -103,7 +105,9 @@ def _add_data_arguments(group: argparse._ArgumentGroup) -> None:
         "--generate-dtype", choices=("bfloat16", "float32"), default="bfloat16"
     )
     group.add_argument(
-        "--max-model-len", type=int, default=1024, help="context of the engine"
+        "--max-model-len",
+        type=int,
+        help="context of the engine (default: 1024, or more where --answers need it)",
     )
     group.add_argument(
         "--evaluation-prompts",
@@ -232,5 +236,11 @@ def _add_compute_arguments(group: argparse._ArgumentGroup) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Train, and print what was measured."""
+    """Train, and print what was measured.
+
+    Raises:
+        MedusaError: an option has no effect beside the others, or as the stage's
+            `run`.
+    """
+    check_scope(args)
     return int(importlib.import_module(STAGES[args.stage]).run(args))

@@ -16,7 +16,7 @@ from vllm_medusa.distill.options import DistillOptions
 from vllm_medusa.distill.readers import prompt_conversations, sharegpt_conversations
 from vllm_medusa.distill.source_option import SourceOption
 from vllm_medusa.distill.templates import template_prompt
-from vllm_medusa.prompts import normalised
+from vllm_medusa.prompts import normalised, whole_characters
 from vllm_medusa.reading import local_path
 
 
@@ -148,17 +148,10 @@ def _read(option: SourceOption, label: str, task: str) -> Sequence[Conversation]
 
 
 def _sound(conversation: Conversation) -> Conversation:
-    """The conversation with U+FFFD for each half of a character.
-
-    A text that was cut in a JSON file may end in one, and no tokenizer takes it.
-    """
+    """The conversation without halves of characters."""
     system = conversation.system
     return replace(
         conversation,
-        user_turns=tuple(map(_whole_characters, conversation.user_turns)),
-        system=None if system is None else _whole_characters(system),
+        user_turns=tuple(map(whole_characters, conversation.user_turns)),
+        system=None if system is None else whole_characters(system),
     )
-
-
-def _whole_characters(text: str) -> str:
-    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")

@@ -7,8 +7,9 @@ import gc
 from collections.abc import Sequence
 from dataclasses import replace
 
-from vllm_medusa.errors import UnsupportedError
+from vllm_medusa.errors import ConfigError, UnsupportedError
 from vllm_medusa.prompts import read_prompts
+from vllm_medusa.train.answer_checks import needed_context
 from vllm_medusa.train.answers import read_answers
 from vllm_medusa.train.generate import (
     GenerateOptions,
@@ -17,6 +18,7 @@ from vllm_medusa.train.generate import (
     is_filled,
 )
 from vllm_medusa.train.options import TrainOptions
+from vllm_medusa.train.origin import include
 from vllm_medusa.train.progress import Progress
 from vllm_medusa.train.store import AnswerStore
 
@@ -46,19 +48,23 @@ def make_answers(
         may_generate: whether an engine may start in this process.
 
     Raises:
-        ConfigError: a file is missing or malformed.
+        ConfigError: a file is missing or malformed, the store is of another model or
+            of other included answers, or an answer is not the model's or does not
+            fit its context.
+        CheckpointError: the model's config or tokenizer can't be loaded.
         UnsupportedError: something is missing and no engine may start.
     """
     prompts = _training_prompts(options)
     included = [answer for path in options.answers for answer in read_answers(path)]
     questions = None
     if options.evaluation_prompts is not None:
-        name = options.evaluation_prompts.name
-        questions = [(text, name) for text in read_prompts(options.evaluation_prompts)]
+        source = options.evaluation_prompts.name
+        texts = read_prompts(options.evaluation_prompts)
+        questions = [(text, source) for text in texts]
     store = training_store(options)
-    if not store.answers:
-        store.add(included)
-    generate = options.generate
+    name = options.base_name or options.model
+    include(store, included, name)
+    generate = _with_context(options, store)
     if not is_filled(store, generate, prompts):
         _check_may_generate(store, may_generate)
         progress.stage("answers", generate.num_tokens)
@@ -74,10 +80,27 @@ def make_answers(
         num_tokens=len(questions) * generate.max_answer_tokens + 1,
     )
     store = evaluation_store(options)
+    include(store, (), name)
     if not is_filled(store, exact, questions):
         _check_may_generate(store, may_generate)
         progress.stage("evaluation answers", exact.num_tokens)
         _fill(store, options.model, exact, questions, progress)
+
+
+def _with_context(options: TrainOptions, store: AnswerStore) -> GenerateOptions:
+    """The options of the engine, in whose context all that lack states find room."""
+    generate = options.generate
+    ranges = store.ranges_without_states(generate.round_size)
+    lacking = [answer for begin, end in ranges for answer in store.answers[begin:end]]
+    needed = needed_context(store.answers, lacking, options.model)
+    if needed <= generate.context:
+        return generate
+    if generate.max_model_len is not None:
+        raise ConfigError(
+            f"an answer with {needed - 1} tokens does not fit max_model_len "
+            f"{generate.max_model_len}: raise it to {needed}, or leave it out"
+        )
+    return replace(generate, max_model_len=needed)
 
 
 def _training_prompts(options: TrainOptions) -> list[tuple[str, str]] | None:

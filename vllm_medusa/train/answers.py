@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from vllm_medusa.errors import ConfigError
 from vllm_medusa.files import writing
+from vllm_medusa.prompts import whole_characters
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class Answer:
         source: where the prompt came from: "written", "template" or a file's name.
         temperature: at which the answer was drawn.
         finish: vLLM's finish reason, "stop" or "length".
+        first_prompt: the conversation's first user text; None: `prompt`.
     """
 
     prompt: str
@@ -33,6 +35,12 @@ class Answer:
     source: str = "file"
     temperature: float = 0.0
     finish: str | None = None
+    first_prompt: str | None = None
+
+    @property
+    def opening(self) -> str:
+        """What tells its conversation from others: the user's first text."""
+        return self.prompt if self.first_prompt is None else self.first_prompt
 
 
 _FIELDS = {field.name for field in fields(Answer)}
@@ -45,34 +53,53 @@ SHARDS = "answers-*.jsonl"
 def read_answers(path: str | Path) -> list[Answer]:
     """Read a file of answers, or a folder of shards in the order of their names.
 
-    Keys that `Answer` does not know are ignored.
+    Of the keys that `Answer` does not know, `id`, `sample` and `turn` tell which
+    answers are of one conversation, and give them its `first_prompt`.
 
     Raises:
         ConfigError: there is no such file, no shard in the folder, or a line is
             malformed; names the line.
     """
     file = Path(path)
+    files = [file]
     if file.is_dir():
-        shards = sorted(file.glob(SHARDS))
-        if not shards:
+        files = sorted(file.glob(SHARDS))
+        if not files:
             raise ConfigError(f"the folder {path} holds no {SHARDS}")
-        return [answer for shard in shards for answer in read_answers(shard)]
+    lines = [line for each in files for line in _read_lines(each)]
+    first: dict[str, _Line] = {}
+    for line in lines:
+        if line.conversation is not None:
+            known = first.setdefault(line.conversation, line)
+            if line.turn < known.turn:
+                first[line.conversation] = line
+    return [
+        line.answer
+        if line.conversation is None or first[line.conversation] is line
+        else replace(line.answer, first_prompt=first[line.conversation].answer.prompt)
+        for line in lines
+    ]
+
+
+@dataclass(frozen=True)
+class _Line:
+    """A line of a file; `conversation` is None if it does not tell."""
+
+    answer: Answer
+    conversation: str | None
+    turn: float
+
+
+def _read_lines(file: Path) -> Iterator[_Line]:
     if not file.is_file():
-        raise ConfigError(f"answers file {path} does not exist")
+        raise ConfigError(f"answers file {file} does not exist")
     with file.open(encoding="utf-8") as stream:
-        return [
-            parse_answer(line, f"{path}, line {number}")
-            for number, line in enumerate(stream, start=1)
-            if line.strip()
-        ]
+        for number, line in enumerate(stream, start=1):
+            if line.strip():
+                yield _parse_line(line, f"{file}, line {number}")
 
 
-def parse_answer(line: str, where: str) -> Answer:
-    """Parse one line.
-
-    Raises:
-        ConfigError: it is not an object with a prompt and answer token ids.
-    """
+def _parse_line(line: str, where: str) -> _Line:
     try:
         record = json.loads(line)
     except ValueError as error:
@@ -92,7 +119,19 @@ def parse_answer(line: str, where: str) -> Answer:
         raise ConfigError(f"{where}: 'prompt' must be a text")
     if not known["answer_token_ids"]:
         raise ConfigError(f"{where}: the answer is empty")
-    return Answer(**known)
+    if not isinstance(known.get("first_prompt"), str | None):
+        raise ConfigError(f"{where}: 'first_prompt' must be a text")
+    for name in ("prompt", "first_prompt"):
+        if known.get(name) is not None:
+            known[name] = whole_characters(known[name])
+    conversation, turn = record.get("id"), record.get("turn")
+    return _Line(
+        Answer(**known),
+        None
+        if conversation is None
+        else json.dumps([conversation, record.get("sample")]),
+        turn if isinstance(turn, int | float) else 0,
+    )
 
 
 def append_answers(path: Path, answers: Iterable[Answer]) -> None:

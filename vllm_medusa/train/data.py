@@ -12,7 +12,8 @@ from typing import Any, Protocol
 import torch
 
 from vllm_medusa.errors import ConfigError
-from vllm_medusa.prompts import read_prompts, user_turn_ids
+from vllm_medusa.prompts import read_conversations
+from vllm_medusa.train.answer_checks import framed
 from vllm_medusa.train.answering import evaluation_store, training_store
 from vllm_medusa.train.answers import Answer
 from vllm_medusa.train.backbone import load_backbone
@@ -21,14 +22,14 @@ from vllm_medusa.train.cached_batches import CachedBatches
 from vllm_medusa.train.live_batches import LiveBatches, corpus_of
 from vllm_medusa.train.lm_head import read_lm_head
 from vllm_medusa.train.options import TrainOptions
+from vllm_medusa.train.packing_check import check_packing
 from vllm_medusa.train.processes import Processes
 from vllm_medusa.train.sharding import shard_base
 from vllm_medusa.train.split import (
     EXCLUDED,
     HELD_OUT,
     TRAINING,
-    normal_prompts,
-    side,
+    sides_of,
 )
 from vllm_medusa.train.store import Corpus
 
@@ -73,10 +74,8 @@ def _cached(options: TrainOptions, processes: Processes) -> Data:
     evaluation = None
     if options.evaluation_prompts is not None:
         evaluation = evaluation_store(options).load()
-    lm_head = read_lm_head(options.model)
-    check_tokens(store.answers, len(lm_head))
     return Data(
-        lm_head=lm_head,
+        lm_head=read_lm_head(options.model),
         tokens=corpus.tokens,
         batches=CachedBatches(
             corpus,
@@ -94,18 +93,14 @@ def _cached(options: TrainOptions, processes: Processes) -> Data:
 def _live(options: TrainOptions, processes: Processes) -> Data:
     compute, length = options.compute, options.fit.sequence_length
     store = training_store(options)
-    answers, left_out = fit_rows(store.answers, options.model, length)
-    sides = split(answers, options)
-    by_side: dict[int, list[Answer]] = {TRAINING: [], HELD_OUT: [], EXCLUDED: []}
-    for answer, chosen in zip(answers, sides, strict=True):
-        by_side[chosen].append(answer)
+    answers = packable(store.answers, options, length)
     is_sharded = compute.fsdp and processes.count > 1
     # Sharded, no device needs room for all of it.
     place = "cpu" if is_sharded else processes.device
     base = load_backbone(options.model, compute.dtype, compute.quantization, place)
     base.requires_grad_(False)
+    check_packing(base)
     lm_head = base.get_output_embeddings().weight.detach().cpu()
-    check_tokens(answers, len(lm_head))
     backbone = base.get_decoder()
     if is_sharded:
         shard_base(backbone, processes)
@@ -113,38 +108,60 @@ def _live(options: TrainOptions, processes: Processes) -> Data:
     if options.evaluation_prompts is not None:
         asked, _ = fit_rows(evaluation_store(options).answers, options.model, length)
         evaluation = corpus_of(asked, backbone, length)
-    training = by_side[TRAINING]
+    tokens = [t for answer in answers.training for t in answer.answer_token_ids]
     return Data(
         lm_head=lm_head,
-        tokens=torch.tensor([t for a in training for t in a.answer_token_ids]),
+        tokens=torch.tensor(tokens),
         batches=LiveBatches(
-            training,
+            answers.training,
             backbone,
             num_heads=options.heads.num_heads,
             rows_per_batch=options.rows_per_batch,
             sequence_length=length,
             seed=options.fit.seed,
         ),
-        held_out=corpus_of(by_side[HELD_OUT], backbone, length),
+        held_out=corpus_of(answers.held_out, backbone, length),
         evaluation=evaluation,
-        counts=counts(answers, sides) | left_out,
+        counts=answers.counts,
     )
 
 
-def check_tokens(answers: Sequence[Answer], vocab_size: int) -> None:
-    """See that the answers are of this model.
+@dataclass(frozen=True)
+class PackableAnswers:
+    """Answers with their prompts' tokens, each fitting a row.
+
+    Attributes:
+        training: to train on.
+        held_out: to measure on; no conversation is on both sides.
+        counts: numbers for the recipe.
+    """
+
+    training: list[Answer]
+    held_out: list[Answer]
+    counts: dict[str, Any]
+
+
+def packable(
+    answers: Sequence[Answer], options: SplitOptions, length: int
+) -> PackableAnswers:
+    """Answers cut to rows of `length` tokens, and split by their conversations.
 
     Raises:
-        ConfigError: a token is not one of its vocabulary.
+        ConfigError: a side of the split is empty.
+        CheckpointError: the model's tokenizer is needed and can't be loaded.
     """
-    for answer in answers:
-        largest = max(answer.prompt_token_ids + answer.answer_token_ids)
-        if largest >= vocab_size:
-            raise ConfigError(
-                f"token {largest} of an answer is not one of the base model's "
-                f"{vocab_size}: are these answers of another model? "
-                f"({answer.prompt[:60]!r})"
-            )
+    fitting, left_out = fit_rows(answers, options.model, length)
+    sides = split(fitting, options)
+    training, held_out = (
+        _on_side(fitting, sides, wanted) for wanted in (TRAINING, HELD_OUT)
+    )
+    return PackableAnswers(training, held_out, counts(fitting, sides) | left_out)
+
+
+def _on_side(
+    answers: Sequence[Answer], sides: Sequence[int], wanted: int
+) -> list[Answer]:
+    return [a for a, side in zip(answers, sides, strict=True) if side == wanted]
 
 
 def fit_rows(
@@ -157,30 +174,25 @@ def fit_rows(
     Returns:
         The answers, and how many are shortened and left out.
     """
-    from transformers import AutoTokenizer
-
-    tokenizer = None
     fitting: list[Answer] = []
     shortened = 0
-    for answer in answers:
-        prompt = answer.prompt_token_ids
-        if not prompt:
-            tokenizer = tokenizer or AutoTokenizer.from_pretrained(model)
-            prompt = user_turn_ids(tokenizer, answer.prompt)
-        room = length - len(prompt)
+    for answer in framed(answers, model):
+        room = length - len(answer.prompt_token_ids)
         if room < 1:
             continue
         tokens = answer.answer_token_ids
         shortened += len(tokens) > room
-        fitting.append(
-            replace(answer, prompt_token_ids=prompt, answer_token_ids=tokens[:room])
-        )
+        fitting.append(replace(answer, answer_token_ids=tokens[:room]))
     dropped = len(answers) - len(fitting)
     return fitting, {"shortened_answers": shortened, "dropped_answers": dropped}
 
 
 class SplitOptions(Protocol):
     """Which answers are held out, and which are used for nothing."""
+
+    @property
+    def model(self) -> str:
+        """Folder or Hugging Face id of the base model."""
 
     @property
     def evaluation_prompts(self) -> Path | None:
@@ -192,15 +204,16 @@ class SplitOptions(Protocol):
 
 
 def split(answers: Sequence[Answer], options: SplitOptions) -> list[int]:
-    """The side of each answer (see `split.side`).
+    """The side of each answer (see `split.sides_of`).
 
     Raises:
         ConfigError: none is left to train on, or to hold out.
     """
-    forbidden: set[str] = set()
+    forbidden: list[str] = []
     if options.evaluation_prompts is not None:
-        forbidden = normal_prompts(read_prompts(options.evaluation_prompts))
-    sides = [side(answer, forbidden, options.held_out) for answer in answers]
+        asked = read_conversations(options.evaluation_prompts)
+        forbidden = [turn for turns in asked for turn in turns]
+    sides = sides_of(answers, forbidden, options.held_out)
     if not {HELD_OUT, TRAINING} <= set(sides):
         raise ConfigError(
             f"{len(answers)} answers are too few to train on and to hold out "
@@ -212,8 +225,7 @@ def split(answers: Sequence[Answer], options: SplitOptions) -> list[int]:
 def counts(answers: Sequence[Answer], sides: Sequence[int]) -> dict[str, Any]:
     """What the recipe says of the answers."""
     kept, held_out = (
-        [a for a, chosen in zip(answers, sides, strict=True) if chosen == wanted]
-        for wanted in (TRAINING, HELD_OUT)
+        _on_side(answers, sides, wanted) for wanted in (TRAINING, HELD_OUT)
     )
     return {
         "training_answers": len(kept),

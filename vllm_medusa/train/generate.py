@@ -18,9 +18,14 @@ from vllm_medusa.distill.templates import template_prompt
 from vllm_medusa.distill.user_turns import WRITING_TEMPERATURES, UserWriter
 from vllm_medusa.errors import ConfigError
 from vllm_medusa.prompts import check_chat_template, user_turn_ids
+from vllm_medusa.train.answer_checks import framed
 from vllm_medusa.train.answers import Answer
 from vllm_medusa.train.capture import WORKER_EXTENSION, assemble
 from vllm_medusa.train.store import AnswerStore
+from vllm_medusa.vllm_refusal import vllm_refusal
+
+DEFAULT_CONTEXT = 1024
+"""Tokens of the engine's context unless it is told, or answers need more."""
 
 LONGEST_WRITTEN_PROMPT = 110
 """Tokens of a prompt that the model writes."""
@@ -38,7 +43,8 @@ class GenerateOptions:
         written_share: share of prompts written by the model itself, the rest of a
             round comes from templates; only without a prompts file.
         dtype: of the engine, "bfloat16" or "float32".
-        max_model_len: context of the engine.
+        max_model_len: context of the engine; None: `DEFAULT_CONTEXT`, or what the
+            included answers need.
         max_num_seqs: requests that run at once.
         kv_cache_gib: memory for the KV cache on a CPU; elsewhere vLLM decides.
         seed: of prompts and sampling.
@@ -53,7 +59,7 @@ class GenerateOptions:
     round_size: int = 192
     written_share: float = 0.6
     dtype: str = "bfloat16"
-    max_model_len: int = 1024
+    max_model_len: int | None = None
     max_num_seqs: int = 160
     kv_cache_gib: float = 1.5
     seed: int = 0
@@ -69,11 +75,16 @@ class GenerateOptions:
             )
         if not 0 <= self.written_share <= 1:
             raise ConfigError(f"written_share is 0 to 1, not {self.written_share}")
-        if self.max_answer_tokens >= self.max_model_len:
+        if self.max_answer_tokens >= self.context:
             raise ConfigError(
                 f"max_answer_tokens {self.max_answer_tokens} leaves no room for a "
-                f"prompt in a context of {self.max_model_len} tokens"
+                f"prompt in a context of {self.context} tokens"
             )
+
+    @property
+    def context(self) -> int:
+        """Tokens of the engine's context."""
+        return DEFAULT_CONTEXT if self.max_model_len is None else self.max_model_len
 
 
 class Generator:
@@ -90,18 +101,20 @@ class Generator:
         if not torch.cuda.is_available():
             device["kv_cache_memory_bytes"] = int(options.kv_cache_gib * 2**30)
         self.options = options
-        self.llm = LLM(
-            str(model),
-            dtype=options.dtype,
-            max_model_len=options.max_model_len,
-            max_num_seqs=options.max_num_seqs,
-            enforce_eager=True,
-            enable_prefix_caching=False,  # a cached prefix has no hidden states
-            disable_log_stats=True,
-            seed=options.seed,
-            worker_extension_cls=WORKER_EXTENSION,
-            **device,
-        )
+        self.model = str(model)
+        with vllm_refusal(self.model):
+            self.llm = LLM(
+                self.model,
+                dtype=options.dtype,
+                max_model_len=options.context,
+                max_num_seqs=options.max_num_seqs,
+                enforce_eager=True,
+                enable_prefix_caching=False,  # a cached prefix has no hidden states
+                disable_log_stats=True,
+                seed=options.seed,
+                worker_extension_cls=WORKER_EXTENSION,
+                **device,
+            )
         self.tokenizer = self.llm.get_tokenizer()
         check_chat_template(self.tokenizer)
         self._end_token_ids = end_token_ids(model, self.tokenizer)
@@ -138,7 +151,7 @@ class Generator:
         """
         from vllm import SamplingParams
 
-        room = self.options.max_model_len - self.options.max_answer_tokens
+        room = self.options.context - self.options.max_answer_tokens
         framed = [
             (prompt, source, ids)
             for prompt, source in prompts
@@ -169,21 +182,14 @@ class Generator:
     def states_of(self, answers: Sequence[Answer]) -> list[torch.Tensor]:
         """Hidden states of answers made elsewhere, by one pass over their tokens.
 
-        Raises:
-            ConfigError: an answer does not fit the context.
+        With one token more each must fit the context.
         """
         from vllm import SamplingParams
 
-        token_ids = []
-        for answer in answers:
-            prompt = self.frame(answer).prompt_token_ids
-            token_ids.append(prompt + answer.answer_token_ids)
-            if len(token_ids[-1]) >= self.options.max_model_len:
-                raise ConfigError(
-                    f"an answer with {len(token_ids[-1])} tokens does not fit "
-                    f"max_model_len {self.options.max_model_len}: "
-                    f"{answer.prompt[:60]!r}"
-                )
+        token_ids = [
+            answer.prompt_token_ids + answer.answer_token_ids
+            for answer in framed(answers, self.model)
+        ]
         sampling = SamplingParams(temperature=0, max_tokens=1, detokenize=False)
         outputs, captured = self._run(token_ids, sampling, whole_prompt=True)
         hidden = []
@@ -192,13 +198,6 @@ class Generator:
             rows = assemble(captured[output.request_id], len(ids))
             hidden.append(rows[-count - 1 : -1])
         return hidden
-
-    def frame(self, answer: Answer) -> Answer:
-        """The answer with its prompt's token ids."""
-        if answer.prompt_token_ids:
-            return answer
-        ids = user_turn_ids(self.tokenizer, answer.prompt)
-        return replace(answer, prompt_token_ids=ids)
 
     def _run(
         self, token_ids: list[list[int]], sampling: Any, whole_prompt: bool = False

@@ -13,6 +13,8 @@ from vllm_medusa.train.backbone import load_backbone
 
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
+# Others, such as float8, stand beside a scale that only their loader knows.
+_PLAIN = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def read_lm_head(model: str) -> torch.Tensor:
@@ -49,7 +51,7 @@ def _read_alone(model: str) -> torch.Tensor | None:
             with safe_open(path, framework="pt") as stream:
                 if name in stream.keys():  # noqa: SIM118 (not a mapping)
                     weight: torch.Tensor = stream.get_tensor(name)
-                    return weight if weight.is_floating_point() else None
+                    return weight if weight.dtype in _PLAIN else None
     except (OSError, ValueError, KeyError, SafetensorError):
         pass
     return None

@@ -46,7 +46,7 @@ def read_state(path: Path, fingerprint: str) -> dict[str, Any] | None:
         ) from None
     if found != fingerprint:
         raise ConfigError(
-            f"{path} is of a run with other options or other data: "
+            f"{path} is of a run with other options or other data or another model: "
             "give the same ones to go on, or delete it to start over"
         )
     return state

@@ -4,34 +4,38 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable, Sequence
 
+from vllm_medusa.prompts import normalised
 from vllm_medusa.train.answers import Answer
 
 HELD_OUT, TRAINING, EXCLUDED = range(3)
 """Sides of the split."""
 
 
-def normal_prompts(prompts: Iterable[str]) -> set[str]:
-    """The prompts in the form in which `side` compares them."""
-    return {_normal(prompt) for prompt in prompts}
+def sides_of(
+    answers: Sequence[Answer], forbidden: Iterable[str], held_out: float
+) -> list[int]:
+    """The side of each answer, by a hash of the first prompt of its conversation.
 
-
-def side(answer: Answer, forbidden: Collection[str], held_out: float) -> int:
-    """The side of an answer, by a hash of its prompt.
-
-    So one prompt never stands on both sides, in whichever files.
+    So neither a conversation nor a prompt that begins one ever stands on both sides,
+    in whichever files.
 
     Args:
-        answer: any.
-        forbidden: prompts whose answers are excluded, from `normal_prompts`.
-        held_out: share of the prompts that is held out.
+        answers: any.
+        forbidden: prompts; conversations in which one is asked are excluded.
+        held_out: share of the conversations that is held out.
     """
-    prompt = _normal(answer.prompt)
-    if prompt in forbidden:
+    never = {normalised(prompt) for prompt in forbidden}
+    excluded = {
+        normalised(answer.opening)
+        for answer in answers
+        if {normalised(answer.prompt), normalised(answer.opening)} & never
+    }
+    return [_side(normalised(a.opening), excluded, held_out) for a in answers]
+
+
+def _side(opening: str, excluded: set[str], held_out: float) -> int:
+    if opening in excluded:
         return EXCLUDED
-    return TRAINING if zlib.crc32(prompt.encode()) / 2**32 >= held_out else HELD_OUT
-
-
-def _normal(prompt: str) -> str:
-    return " ".join(prompt.lower().split())
+    return TRAINING if zlib.crc32(opening.encode()) / 2**32 >= held_out else HELD_OUT

@@ -44,8 +44,8 @@ class Trainer:
         processes: this process and the others.
 
     Raises:
-        ConfigError: the checkpoint is of other options or other data, or damaged; or
-            a batch can't be shared out evenly.
+        ConfigError: the checkpoint is of other options, other data or another base
+            model, or damaged; or a batch can't be shared out evenly.
     """
 
     def __init__(
@@ -173,8 +173,14 @@ class Trainer:
         digest.update(repr(self.heads.spec).encode())
         states = compute.hidden_states, compute.quantization, compute.mixed_precision
         digest.update(repr(states).encode())
-        for tensor in (tokens, self.held_out.tokens, self.heads.token_map.cpu()):
-            digest.update(tensor.contiguous().numpy().tobytes())
+        for tensor in (
+            tokens,
+            self.held_out.tokens,
+            self.heads.token_map,
+            # What tells one base model from another.
+            self.heads.base_rows,
+        ):
+            digest.update(tensor.cpu().contiguous().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
 
     def _save(self) -> None:

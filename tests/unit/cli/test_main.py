@@ -74,6 +74,22 @@ def test_interruption_exits_with_130(
     assert capsys.readouterr().err == "interrupted\n"
 
 
+def test_an_interruption_that_a_library_hides_is_one(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """PyTorch's writer can't close a file in the midst of which it was interrupted."""
+
+    def save(args: argparse.Namespace) -> int:
+        try:
+            raise KeyboardInterrupt
+        finally:
+            raise RuntimeError("unexpected pos 64 vs 0")
+
+    monkeypatch.setattr("vllm_medusa.cli.where.run", save)
+    assert cli.main(["where", "model"]) == 130
+    assert capsys.readouterr().err == "interrupted\n"
+
+
 def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vllm_medusa.cli.where.run", raising(ZeroDivisionError()))
     with pytest.raises(ZeroDivisionError):

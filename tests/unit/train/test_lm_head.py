@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from tests.unit.train import tiny_base
 from vllm_medusa.errors import CheckpointError
@@ -53,6 +54,19 @@ def test_other_files_are_loaded_whole(
     expected = tiny_base.llama().lm_head.weight.bfloat16()
     assert read_lm_head(str(tmp_path)).equal(expected)
     assert loaded == [(str(tmp_path), torch.bfloat16, None, "cpu")]
+
+
+def test_float8_is_left_to_its_loader(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny_base.save(tmp_path)
+    file = tmp_path / "model.safetensors"
+    tensors = load_file(file)
+    tensors["lm_head.weight"] = tensors["lm_head.weight"].to(torch.float8_e4m3fn)
+    save_file(tensors, file)
+    monkeypatch.setattr(lm_head, "load_backbone", lambda *_: tiny_base.llama())
+    expected = tiny_base.llama().lm_head.weight.bfloat16()
+    assert read_lm_head(str(tmp_path)).equal(expected)
 
 
 def test_missing_model_is_refused(tmp_path: Path) -> None:

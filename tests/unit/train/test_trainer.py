@@ -76,6 +76,17 @@ def test_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
         trainer(tmp_path, answers=41)
 
 
+def test_checkpoint_of_another_model_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer(tmp_path).fit()
+    lm_head = toy.lm_head()
+    lm_head[20] += 1
+    monkeypatch.setattr(toy, "lm_head", lambda: lm_head)
+    with pytest.raises(ConfigError, match="another model"):
+        trainer(tmp_path)
+
+
 def test_damaged_checkpoint_is_refused(tmp_path: Path) -> None:
     (tmp_path / "training.pt").write_bytes(b"garbage")
     with pytest.raises(ConfigError, match="is damaged"):
