@@ -9,7 +9,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vllm_medusa.cli.train_medusa1 import base_of, print_report, work_of
+from vllm_medusa.cli.train_options import (
+    base_of,
+    compute_options,
+    fit_options,
+    heads_options,
+    work_of,
+)
+from vllm_medusa.cli.train_report import print_report
 from vllm_medusa.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -130,15 +137,12 @@ def make_options(args: argparse.Namespace) -> Medusa2Options:
         ConfigError: a value is out of its range, or is of another stage.
         UnsupportedError: as `Medusa2Options`.
     """
-    from vllm_medusa.train.compute_options import ComputeOptions
-    from vllm_medusa.train.fit_options import FitOptions
     from vllm_medusa.train.medusa2.options import (
         AdapterOptions,
         JointOptions,
         Medusa2Options,
     )
     from vllm_medusa.train.medusa2.quality import Bounds
-    from vllm_medusa.train.options import HeadsOptions
 
     if args.prompts or args.answers_only:
         raise ConfigError(
@@ -156,15 +160,7 @@ def make_options(args: argparse.Namespace) -> Medusa2Options:
         held_out=args.held_out,
         tree_nodes=args.tree_nodes,
         heads_folder=args.heads,
-        heads=HeadsOptions(
-            num_heads=args.num_heads,
-            num_layers=args.num_layers,
-            block=args.block,
-            intermediate_size=args.intermediate_size,
-            projection=args.projection,
-            rank=args.rank,
-            draft_vocab=args.draft_vocab,
-        ),
+        heads=heads_options(args),
         adapters=AdapterOptions(
             kind=args.adapters,
             rank=args.lora_rank,
@@ -182,27 +178,8 @@ def make_options(args: argparse.Namespace) -> Medusa2Options:
             head_multiple=args.head_learning_rate_multiple,
             checkpointing=args.gradient_checkpointing,
         ),
-        fit=FitOptions(
-            epochs=args.epochs,
-            batch_size=args.batch_size,
-            sequence_length=args.sequence_length,
-            learning_rate=args.learning_rate,
-            warmup=args.warmup,
-            weight_decay=args.weight_decay,
-            dropout=args.dropout,
-            hard_weight=args.hard_weight,
-            head_decay=args.head_decay,
-            average=args.average,
-            seed=args.seed,
-            measure_every=args.measure_every,
-        ),
-        compute=ComputeOptions(
-            hidden_states="live",
-            quantization=args.quantization,
-            mixed_precision=args.mixed_precision,
-            gradient_accumulation_steps=args.gradient_accumulation_steps,
-            fsdp=args.fsdp,
-        ),
+        fit=fit_options(args, measure_every=args.measure_every),
+        compute=compute_options(args, "live"),
         bounds=Bounds(args.max_perplexity_increase, args.min_agreement),
         saved_dtype=args.save_dtype,
         export_last_good=args.export_last_good,
