@@ -207,6 +207,7 @@ def run(args: argparse.Namespace) -> int:
         left_out = (f"{number} {why}" for why, number in totals["left_out"].items())
         print(f"  left out: {', '.join(left_out)}")
     print(
-        f"train on them by: vllm-medusa train {args.model} --answers {options.output}"
+        f"train on them by: vllm-medusa train {args.model} --output HEADS "
+        f"--answers {options.output}"
     )
     return 0
