@@ -5,11 +5,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
-from vllm_medusa.errors import CheckpointError, ConfigError
+from vllm_medusa.errors import ConfigError
 from vllm_medusa.prompts import user_turn_ids
 from vllm_medusa.train.answers import Answer
+from vllm_medusa.train.pretrained import load_config, load_tokenizer
 
 
 def check_tokens(answers: Sequence[Answer], vocab_size: int) -> None:
@@ -34,14 +34,9 @@ def framed(answers: Sequence[Answer], model: str) -> list[Answer]:
     Raises:
         CheckpointError: the model's tokenizer is needed and can't be loaded.
     """
-    from transformers import AutoTokenizer
-
     if all(answer.prompt_token_ids for answer in answers):
         return list(answers)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(model)
-    except (OSError, ValueError) as error:
-        raise _unloadable(model, error) from error
+    tokenizer = load_tokenizer(model)
     return [
         answer
         if answer.prompt_token_ids
@@ -69,7 +64,7 @@ def needed_context(
     """
     if not answers:
         return 0
-    config = _text_config(model)
+    config = load_config(model).get_text_config()
     check_tokens(answers, config.vocab_size)
     lengths = [
         len(answer.prompt_token_ids) + len(answer.answer_token_ids)
@@ -84,16 +79,3 @@ def needed_context(
             f"{limit}: leave it out ({prompt[:60]!r})"
         )
     return needed
-
-
-def _text_config(model: str) -> Any:
-    from transformers import AutoConfig
-
-    try:
-        return AutoConfig.from_pretrained(model).get_text_config()
-    except (OSError, ValueError) as error:
-        raise _unloadable(model, error) from error
-
-
-def _unloadable(model: str, error: Exception) -> CheckpointError:
-    return CheckpointError(f"base model {model!r} cannot be loaded: {error}")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from vllm_medusa.errors import CheckpointError, ConfigError, UnsupportedError
 from vllm_medusa.train.medusa2.options import Medusa2Options
 from vllm_medusa.train.medusa2.output import BACKBONE, HEADS
+from vllm_medusa.train.pretrained import load_config, load_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -38,14 +39,7 @@ def read_config(model: str) -> PretrainedConfig:
         CheckpointError: it can't be loaded.
         UnsupportedError: the model's weights are quantised.
     """
-    from transformers import AutoConfig
-
-    try:
-        config = AutoConfig.from_pretrained(model)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"base model {model!r} cannot be loaded: {error}"
-        ) from error
+    config = load_config(model)
     text = config.get_text_config()
     for part in (config, text):
         if getattr(part, "quantization_config", None) is not None:
@@ -64,15 +58,7 @@ def read_tokenizer(model: str) -> tuple[Any, int]:
         CheckpointError: they can't be loaded.
         UnsupportedError: as `read_config`.
     """
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(model)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"base model {model!r} cannot be loaded: {error}"
-        ) from error
-    return tokenizer, read_config(model).vocab_size
+    return load_tokenizer(model), read_config(model).vocab_size
 
 
 def check_generation_config(model: PreTrainedModel) -> None:
