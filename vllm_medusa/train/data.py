@@ -108,10 +108,9 @@ def _live(options: TrainOptions, processes: Processes) -> Data:
     if options.evaluation_prompts is not None:
         asked, _ = fit_rows(evaluation_store(options).answers, options.model, length)
         evaluation = corpus_of(asked, backbone, length)
-    tokens = [t for answer in answers.training for t in answer.answer_token_ids]
     return Data(
         lm_head=lm_head,
-        tokens=torch.tensor(tokens),
+        tokens=answers.training_tokens,
         batches=LiveBatches(
             answers.training,
             backbone,
@@ -139,6 +138,11 @@ class PackableAnswers:
     training: list[Answer]
     held_out: list[Answer]
     counts: dict[str, Any]
+
+    @property
+    def training_tokens(self) -> torch.Tensor:
+        """[num_tokens] int64, the training answers end to end."""
+        return torch.tensor([t for a in self.training for t in a.answer_token_ids])
 
 
 def packable(

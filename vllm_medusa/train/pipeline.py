@@ -19,9 +19,9 @@ from vllm_medusa.errors import UnsupportedError
 from vllm_medusa.files import remove_leftovers
 from vllm_medusa.locks import exclusive
 from vllm_medusa.train.answering import make_answers
-from vllm_medusa.train.base import make_spec
 from vllm_medusa.train.curve import check_matplotlib
-from vllm_medusa.train.data import Data, load_data
+from vllm_medusa.train.data import load_data
+from vllm_medusa.train.fresh_heads import fresh_heads
 from vllm_medusa.train.heads import TrainableHeads
 from vllm_medusa.train.measure import (
     accuracies,
@@ -35,7 +35,6 @@ from vllm_medusa.train.progress import Progress
 from vllm_medusa.train.publish import publish
 from vllm_medusa.train.store import Corpus
 from vllm_medusa.train.trainer import Trainer
-from vllm_medusa.train.vocabulary import most_frequent_tokens
 from vllm_medusa.tree import TokenTree, chain, optimal
 
 TREE_SIZES = (2, 3, 4, 5, 6, 8, 16, 32, 64)
@@ -76,7 +75,13 @@ def train(
         processes.first(prepare)
         answered = time.time()
         data = load_data(options, processes)
-        heads = fresh_heads(options, data, processes)
+        heads = fresh_heads(
+            options.heads,
+            data.lm_head,
+            data.tokens,
+            options.compute.dtype,
+            options.fit,
+        ).to(processes.device)
         trainer = Trainer(
             heads,
             data.batches,
@@ -141,29 +146,6 @@ def _at_work(options: TrainOptions) -> Iterator[None]:
         for folder in (".", "answers", "evaluation"):
             remove_leftovers(options.work / folder)
         yield
-
-
-def fresh_heads(
-    options: TrainOptions, data: Data, processes: Processes
-) -> TrainableHeads:
-    """The heads before their first step, on the device of the process.
-
-    Raises:
-        ConfigError: the draft vocabulary or the rank is larger than the base's.
-    """
-    spec = make_spec(options.heads, data.lm_head)
-    token_map = most_frequent_tokens(
-        data.tokens, len(data.lm_head), options.heads.draft_vocab
-    )
-    torch.manual_seed(options.fit.seed)
-    heads = TrainableHeads(
-        spec,
-        token_map,
-        data.lm_head,
-        compute_dtype=options.compute.dtype,
-        dropout=options.fit.dropout,
-    )
-    return heads.to(processes.device)
 
 
 def _publish(options: TrainOptions, trainer: Trainer, recipe: dict[str, Any]) -> None:

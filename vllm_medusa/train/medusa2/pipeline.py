@@ -21,6 +21,7 @@ from vllm_medusa.json_file import write_json
 from vllm_medusa.locks import exclusive
 from vllm_medusa.train.backbone import hidden_states, load_backbone
 from vllm_medusa.train.curve import check_matplotlib
+from vllm_medusa.train.fresh_heads import fresh_heads
 from vllm_medusa.train.heads import TrainableHeads
 from vllm_medusa.train.measure import rank_of_truth, top_1
 from vllm_medusa.train.medusa2.checks import (
@@ -32,7 +33,7 @@ from vllm_medusa.train.medusa2.data import read_data
 from vllm_medusa.train.medusa2.export import export, saved_dtype
 from vllm_medusa.train.medusa2.full import FullBackbone
 from vllm_medusa.train.medusa2.held_out import Observer
-from vllm_medusa.train.medusa2.initial_heads import fresh_heads, heads_from
+from vllm_medusa.train.medusa2.initial_heads import heads_from
 from vllm_medusa.train.medusa2.joint_model import JointModel
 from vllm_medusa.train.medusa2.lora import LoraBackbone, check_peft, find_targets
 from vllm_medusa.train.medusa2.options import Medusa2Options
@@ -174,9 +175,8 @@ class _Run:
             dropout = options.fit.dropout
             heads = heads_from(self.given_heads, lm_head, self.dtype, dropout)
         else:
-            heads = fresh_heads(
-                options.heads, lm_head, self.data.training, self.dtype, options.fit
-            )
+            tokens = self.data.training_tokens
+            heads = fresh_heads(options.heads, lm_head, tokens, self.dtype, options.fit)
         return heads.to(self.processes.device)
 
     def _train(self, model: PreTrainedModel, heads: TrainableHeads) -> JointModel:

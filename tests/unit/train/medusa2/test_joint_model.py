@@ -9,9 +9,9 @@ import torch.nn.functional as F
 
 from tests.unit.train.medusa2 import tiny
 from vllm_medusa.train.fit_options import FitOptions
+from vllm_medusa.train.fresh_heads import fresh_heads
 from vllm_medusa.train.heads import TrainableHeads
 from vllm_medusa.train.medusa2.full import FullBackbone
-from vllm_medusa.train.medusa2.initial_heads import fresh_heads
 from vllm_medusa.train.medusa2.joint_model import JointModel, LossWeights
 from vllm_medusa.train.medusa2.lora import LoraBackbone
 from vllm_medusa.train.medusa2.options import AdapterOptions, BaseLoss
@@ -45,7 +45,8 @@ def make(
         num_heads=2, block="residual", projection=projection, draft_vocab=30, rank=8
     )
     lm_head = backbone.original_lm_head().detach()
-    heads = fresh_heads(options, lm_head, tiny.written(base, 300), torch.float32, fit)
+    tokens = tiny.tokens_of(tiny.written(base, 300))
+    heads = fresh_heads(options, lm_head, tokens, torch.float32, fit)
     torch.manual_seed(6)
     with torch.no_grad():
         for weight in heads.parameters():

@@ -11,8 +11,8 @@ import torch
 
 from tests.unit.train.medusa2 import tiny
 from vllm_medusa.errors import ConfigError, QualityError
+from vllm_medusa.train.fresh_heads import fresh_heads
 from vllm_medusa.train.medusa2.full import FullBackbone
-from vllm_medusa.train.medusa2.initial_heads import fresh_heads
 from vllm_medusa.train.medusa2.joint_model import JointModel
 from vllm_medusa.train.medusa2.lora import LoraBackbone
 from vllm_medusa.train.medusa2.options import Medusa2Options
@@ -48,7 +48,8 @@ def trainer(
         if options.adapters.kind == "full"
         else LoraBackbone(model, options.adapters)
     )
-    heads = fresh_heads(options.heads, lm_head, answers, torch.float32, options.fit)
+    tokens = tiny.tokens_of(answers)
+    heads = fresh_heads(options.heads, lm_head, tokens, torch.float32, options.fit)
     return JointTrainer(
         JointModel(backbone, heads, options.fit, options.joint.base_loss),
         answers,

@@ -9,6 +9,7 @@ not remember to tell the next.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, fields
 from functools import cache
 from pathlib import Path
@@ -47,6 +48,11 @@ def texts(count: int, length: int, generator: torch.Generator) -> torch.Tensor:
     text += FIRST
     text[:, 0] = BOS
     return text
+
+
+def tokens_of(answers: Sequence[Answer]) -> torch.Tensor:
+    """The answers end to end, [num_tokens]."""
+    return torch.tensor([token for a in answers for token in a.answer_token_ids])
 
 
 def build_model(folder: Path, *, tied: bool = False, steps: int = 200) -> Path:
